@@ -1,0 +1,1 @@
+"""LoRA for CLIP, open-vocabulary detectors and VLMs: adapters that apply whole, resume, and prove that they helped."""

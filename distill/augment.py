@@ -1,0 +1,202 @@
+"""Training images in memory, and the random views of them that a student sees.
+
+Images are stretched to one small square and kept as uint8, so an epoch decodes nothing. A view is one affine warp (scale,
+stretch, shift, mirror) or a mosaic of four (arXiv 2004.10934), then a random colour matrix: brightness, contrast,
+saturation and tint in one pass.
+
+Shape letters: M images, K cache side, S view side, N boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from foveal.dataset import Dataset
+from foveal.detections import BoolArray, Detections, FloatArray, IntArray
+from foveal.errors import BadInput
+from foveal.progress import Progress
+
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+GREY = (114, 114, 114)  # fill outside the image, as in the YOLO family
+VISIBLE = 0.35  # a box cut below this share of its area is neither there nor absent: it is ignored
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Boxes of one image as a student learns them."""
+
+    boxes: FloatArray  # (N, 4) xyxy in [0, 1] of the image
+    labels: IntArray  # (N,)
+    weights: FloatArray  # (N,) probability that the box is right
+    ignore: BoolArray  # (N,) True: inside the box nothing is learned
+
+    @classmethod
+    def of(cls, truth: Detections, width: int, height: int) -> Labels:
+        """Labels from truth or pseudo-labels: rejected boxes leave, boxes under review are ignored, the rest are
+        positives weighted by their calibrated probability (1 where there is none). Boxes without area are dropped."""
+        routes = [p.route for p in truth.provenance] if truth.provenance is not None else [None] * len(truth)
+        scale = np.array([width, height, width, height], dtype=np.float32)
+        boxes = np.clip(truth.boxes / scale, 0, 1)
+        keep = np.array([route != "reject" for route in routes], dtype=bool) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        weights = np.ones(len(truth), dtype=np.float32) if truth.probabilities is None else truth.probabilities
+        ignore = np.array([route == "review" for route in routes], dtype=bool)
+        return cls(boxes[keep], truth.labels[keep], weights[keep].astype(np.float32), ignore[keep])
+
+
+class ImageCache:
+    """Every image of a dataset as a uint8 square, with its labels.
+
+    Args:
+        dataset: images with truth or pseudo-labels.
+        side: K, the side they are stretched to.
+        max_bytes: refuse to hold more than this.
+
+    Raises:
+        BadInput: the dataset is empty, has no positive box, or would not fit in `max_bytes`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, side: int, *, max_bytes: int = 4 << 30, progress: Progress | None = None
+    ) -> None:
+        need = len(dataset) * side * side * 3
+        if len(dataset) == 0:
+            raise BadInput("the training dataset is empty", expected="at least one image")
+        if need > max_bytes:
+            raise BadInput(
+                f"{len(dataset)} images at {side} px need {need >> 20} MiB of memory",
+                expected=f"at most {max_bytes >> 20} MiB",
+                remedy="Train on a subset, or at a smaller size.",
+            )
+        self.pixels: npt.NDArray[np.uint8] = np.empty((len(dataset), side, side, 3), dtype=np.uint8)
+        self.labels: list[Labels] = []
+        if progress:
+            progress.start("read training images", len(dataset))
+        for row, sample in enumerate(dataset):
+            image = sample.image()
+            self.pixels[row] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
+            self.labels.append(
+                Labels.of(sample.truth if sample.truth is not None else Detections.empty(dataset.classes), *image.size)
+            )
+            if progress:
+                progress.advance()
+        if progress:
+            progress.finish()
+        self.positives = sum(int((~item.ignore).sum()) for item in self.labels)
+        if self.positives == 0:
+            raise BadInput(
+                "the training dataset has no box to learn from",
+                expected="at least one accepted box",
+                remedy="Lower the target precision of the ontology, or add gold images.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class Augment:
+    """How far a view may stray from its image. `mosaic` is the share of views made of four images."""
+
+    mosaic: float = 0.5
+    scale: tuple[float, float] = (0.6, 1.5)
+    mosaic_scale: tuple[float, float] = (0.35, 0.8)
+    stretch: float = 0.15
+    shift: float = 0.2
+    mirror: bool = True
+    brightness: float = 0.25
+    contrast: float = 0.25
+    saturation: float = 0.4
+    tint: float = 0.08
+
+    def view(
+        self, cache: ImageCache, row: int, side: int, rng: np.random.Generator, *, calm: bool = False
+    ) -> tuple[npt.NDArray[np.uint8], Labels]:
+        """One random view (S, S, 3) of image `row`; `calm` leaves out the mosaic."""
+        canvas = np.full((side, side, 3), GREY, dtype=np.uint8)
+        if not calm and rng.random() < self.mosaic:
+            cx, cy = (rng.uniform(0.3, 0.7, 2) * side).astype(int).tolist()
+            rows = [row, *rng.integers(0, len(cache), 3).tolist()]
+            panes = [(0, 0, cx, cy), (cx, 0, side, cy), (0, cy, cx, side), (cx, cy, side, side)]
+            order = rng.permutation(4)
+            parts = [
+                self._warp(cache, rows[i], canvas, panes[pane], rng.uniform(*self.mosaic_scale), rng)
+                for i, pane in enumerate(order.tolist())
+            ]
+        else:
+            low, high = self.scale
+            zoom = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+            parts = [self._warp(cache, row, canvas, (0, 0, side, side), zoom, rng)]
+        merged = Labels(
+            np.concatenate([p.boxes for p in parts]),
+            np.concatenate([p.labels for p in parts]),
+            np.concatenate([p.weights for p in parts]),
+            np.concatenate([p.ignore for p in parts]),
+        )
+        return self._recolour(canvas, rng), merged
+
+    def _warp(
+        self,
+        cache: ImageCache,
+        row: int,
+        canvas: npt.NDArray[np.uint8],
+        pane: tuple[int, int, int, int],
+        zoom: float,
+        rng: np.random.Generator,
+    ) -> Labels:
+        """Draw image `row` into the pane (x1, y1, x2, y2) of the canvas and carry its labels along."""
+        x1, y1, x2, y2 = pane
+        side, pixels, labels = canvas.shape[0], cache.pixels[row], cache.labels[row]
+        size = np.array([x2 - x1, y2 - y1], dtype=np.float64)
+        scale = side * zoom * np.exp(rng.uniform(-self.stretch, self.stretch, 2) / 2)
+        # Larger than the pane: any crop of it. Smaller: anywhere in it. `shift` lets either hang over an edge.
+        slack, over = size - scale, self.shift * np.minimum(size, scale)
+        offset = rng.uniform(np.minimum(slack, 0) - over, np.maximum(slack, 0) + over)
+        mirror = self.mirror and rng.random() < 0.5
+        factor = scale / pixels.shape[0]
+        matrix = np.array([[factor[0], 0, offset[0]], [0, factor[1], offset[1]]])
+        if mirror:
+            matrix[0] = [-factor[0], 0, offset[0] + scale[0]]
+        canvas[y1:y2, x1:x2] = cv2.warpAffine(
+            pixels, matrix, (x2 - x1, y2 - y1), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=GREY
+        )
+        boxes = labels.boxes.astype(np.float64)
+        if mirror:
+            boxes = boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [1, 0, 1, 0]
+        whole = boxes * np.tile(scale, 2) + np.tile(offset, 2)
+        cut = np.clip(whole, 0, np.tile(size, 2))
+        extent = cut[:, 2:] - cut[:, :2]
+        seen = extent.prod(1) / np.maximum((whole[:, 2:] - whole[:, :2]).prod(1), 1e-9)
+        keep = (extent > 2.0).all(1)
+        moved = ((cut + [x1, y1, x1, y1]) / side).astype(np.float32)
+        return Labels(
+            moved[keep], labels.labels[keep], labels.weights[keep], (labels.ignore | (seen < VISIBLE))[keep]
+        )
+
+    def _recolour(self, image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        gain = 1 + rng.uniform(-self.brightness, self.brightness)
+        contrast = 1 + rng.uniform(-self.contrast, self.contrast)
+        saturation = 1 + rng.uniform(-self.saturation, self.saturation)
+        tint = 1 + rng.uniform(-self.tint, self.tint, 3)
+        mix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
+        matrix = gain * contrast * (tint[:, None] * mix)
+        offset = 128 * gain * (1 - contrast)
+        return cv2.transform(image, np.concatenate([matrix, np.full((3, 1), offset)], 1).astype(np.float32))
+
+
+def collate(views: list[tuple[npt.NDArray[np.uint8], Labels]]) -> dict[str, npt.NDArray[np.generic]]:
+    """Views as one padded batch: images (B, 3, S, S) uint8, boxes (B, N, 4), labels, weights and ignore (B, N)."""
+    count = max(1, max(len(item.labels) for _, item in views))
+    batch = len(views)
+    boxes = np.zeros((batch, count, 4), np.float32)
+    labels = np.full((batch, count), -1, np.int64)
+    weights, ignore = np.zeros((batch, count), np.float32), np.zeros((batch, count), bool)
+    for row, (_, item) in enumerate(views):
+        n = len(item.labels)
+        boxes[row, :n], labels[row, :n], weights[row, :n], ignore[row, :n] = item.boxes, item.labels, item.weights, item.ignore
+    images = np.stack([image for image, _ in views]).transpose(0, 3, 1, 2)
+    return {"images": images, "boxes": boxes, "labels": labels, "weights": weights, "ignore": ignore}

@@ -1,0 +1,390 @@
+"""Labelling as a job: any dataset in, boxes with known precision out, resumable at any moment.
+
+    foveal prelabel images/ --ontology ontology.yaml --gold gold/ --teacher bundled:owl --out prelabels/
+
+Work goes to a journal beside `out`, one batch of images at a time, so memory stays flat and a killed job continues after
+its last whole batch with byte-identical results; `out` itself appears at the end, whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from distill.judge import Judge
+from distill.journal import Journal, Record
+from distill.labeller import (
+    GoldSummary,
+    Labelled,
+    Labeller,
+    Memory,
+    PrelabelSettings,
+    check_gold,
+    fit_labeller,
+    load_banks,
+    save_banks,
+)
+from distill.ontology import Ontology
+from distill.prelabels import load_prelabels, write_prelabels
+from distill.routing import Routing
+from distill.teacher import DenseDetector
+from evals.calibration import adaptive_ece, brier, ece
+from evals.detection import sweep
+from foveal import artifacts
+from foveal.dataset import Dataset, Sample
+from foveal.errors import BadImage, BadInput, IntegrityError
+from foveal.models import OpenDetector
+from foveal.progress import Progress
+
+__all__ = ["PrelabelReport", "PrelabelSettings", "load_prelabels", "load_report", "prelabel"]
+
+CALIBRATION, BANKS, JOURNAL, REPORT = "calibration.json", "banks.npz", "boxes.jsonl", "prelabel.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PrelabelReport:
+    """What a labelling job did, and what the gold set lets one expect of it."""
+
+    out: str
+    job: str  # sha256 over everything that decides the result
+    images: int
+    skipped: list[list[str]]  # [image id, why]
+    boxes: dict[str, int]  # accept, review, reject
+    classes: dict[str, dict[str, int]]  # the same, a class
+    expected_precision: float | None  # mean calibrated probability of the accepted boxes
+    target_precision: float
+    confidence: float | None
+    proven: bool  # the gold set proves the target at that confidence
+    warnings: list[str]
+    gold: dict[str, Any]  # what it holds, and precision, recall and calibration measured on it
+    seconds: float
+    images_per_second: float
+
+    @property
+    def total_boxes(self) -> int:
+        """All boxes written."""
+        return sum(self.boxes.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def prelabel(
+    source: Dataset | str | Path,
+    ontology: Ontology,
+    teacher: OpenDetector | DenseDetector,
+    gold: Dataset | str | Path,
+    memory: Memory | None,
+    out: str | Path,
+    settings: PrelabelSettings | None = None,
+    progress: Progress | None = None,
+) -> PrelabelReport:
+    """Label every image of `source`, using no label but those of `gold`; labels that `source` has are not looked at.
+
+    Args:
+        memory: exemplars that verify the teacher's boxes and may overrule its labels; None to go without.
+        out: folder for `predictions.coco.json`, `accepted.coco.json`, `label_studio.json` with `label_config.xml`,
+            `review.json` (most valuable first), `boxes.jsonl`, `calibration.json`, `banks.npz`, `prelabel.json` and
+            the manifest. A finished job of the same inputs is not run again.
+
+    Raises:
+        BadInput: the gold set cannot calibrate, `out` holds another job, or no image of `source` can be read.
+    """
+    out, began = Path(out), time.perf_counter()
+    settings = settings or PrelabelSettings()
+    source = source if isinstance(source, Dataset) else Dataset.open(source)
+    gold = gold if isinstance(gold, Dataset) else Dataset.open(gold)
+    if not len(source):
+        raise BadInput("there is nothing to label", expected="at least one image")
+    check_gold(gold, ontology)
+    job = _job(source, ontology, teacher, gold, memory, settings)
+    finished = _finished(out, job)
+    if finished is not None:
+        if progress is not None:
+            progress.note(f"{out} holds this job already")
+        return finished
+    work = out.parent / f".{out.name}.work"
+    with Journal(work / JOURNAL, job) as journal:
+        labeller, gold_report = _calibrated(work, job, ontology, teacher, gold, memory, settings, progress)
+        _run(journal, source, labeller, settings.batch, progress)
+        report = _report(journal, out, job, source, labeller, gold_report, time.perf_counter() - began)
+        with artifacts.staged(out) as folder:
+            write_prelabels(folder, source, journal, labeller.classes, ontology)
+            for name in (CALIBRATION, BANKS, JOURNAL):
+                shutil.copyfile(work / name, folder / name)
+            (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
+            artifacts.seal(
+                folder,
+                name=out.name,
+                kind="prelabels",
+                parents=[labeller.fingerprint, *([memory.fingerprint] if memory is not None else [])],
+                data={"source": source.fingerprint, "gold": gold.fingerprint, "images": len(source), "gold_images": len(gold)},
+                config={**settings.model_dump(), "ontology": ontology.model_dump(mode="json")},
+                metrics={"gold": gold_report, "boxes": report.boxes, "expected_precision": report.expected_precision},
+            )
+    shutil.rmtree(work)
+    return report
+
+
+def load_report(out: str | Path) -> PrelabelReport:
+    """The report of a finished job.
+
+    Raises:
+        BadInput: `out` is not the folder of one.
+    """
+    path = Path(out) / REPORT
+    if not path.is_file():
+        raise BadInput(f"{out} holds no pre-labels", expected=f"a folder with {REPORT}, as `foveal prelabel` writes")
+    return PrelabelReport(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory: Memory | None) -> Labeller:
+    """The labeller of a finished job, to label more images the same way.
+
+    Raises:
+        BadInput: `out` is not the folder of a job, or it ran with another teacher or memory.
+        IntegrityError: a file differs from the manifest.
+    """
+    out = Path(out)
+    manifest = artifacts.read(out)
+    if manifest.kind != "prelabels":
+        raise BadInput(f"{out} is {manifest.kind}", expected="a folder that `foveal prelabel` wrote")
+    config = dict(manifest.config)
+    ontology = Ontology.model_validate(config.pop("ontology"))
+    labeller, _ = _restored(out, ontology, teacher, memory, PrelabelSettings(**config))
+    if labeller.fingerprint not in manifest.parents or (memory is not None and memory.fingerprint not in manifest.parents):
+        raise BadInput(
+            f"{out} was made with another teacher or memory",
+            expected=", ".join(manifest.parents),
+            received=", ".join([labeller.fingerprint, *([memory.fingerprint] if memory else [])]),
+        )
+    return labeller
+
+
+def _job(
+    source: Dataset,
+    ontology: Ontology,
+    teacher: OpenDetector | DenseDetector,
+    gold: Dataset,
+    memory: Memory | None,
+    settings: PrelabelSettings,
+) -> str:
+    described = {
+        "source": source.fingerprint,
+        "ontology": ontology.model_dump(mode="json"),
+        "teacher": getattr(teacher, "fingerprint", type(teacher).__name__),
+        "gold": gold.fingerprint,
+        "memory": None if memory is None else memory.fingerprint,
+        "settings": settings.model_dump(),
+        "version": 1,  # of the method: raise it when the same inputs would give other boxes
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(out: Path, job: str) -> PrelabelReport | None:
+    if not (out / REPORT).is_file():
+        return None
+    try:
+        artifacts.read(out)
+        report = load_report(out)
+    except (IntegrityError, TypeError, ValueError):
+        return None  # damaged: made anew
+    if report.job != job:
+        raise BadInput(
+            f"{out} holds the pre-labels of another job (other images, gold set, teacher or settings)",
+            remedy="Choose another --out, or remove that folder.",
+        )
+    return report
+
+
+def _calibrated(
+    work: Path,
+    job: str,
+    ontology: Ontology,
+    teacher: OpenDetector | DenseDetector,
+    gold: Dataset,
+    memory: Memory | None,
+    settings: PrelabelSettings,
+    progress: Progress | None,
+) -> tuple[Labeller, dict[str, Any]]:
+    """The labeller, from the work folder where an earlier run left it, and what gold says of it."""
+    if (work / CALIBRATION).is_file() and (work / BANKS).is_file():
+        return _restored(work, ontology, teacher, memory, settings)
+    labeller, summary = fit_labeller(ontology, teacher, gold, memory, settings, progress)
+    with artifacts.staged(work / BANKS, folder=False) as path:
+        save_banks(labeller.banks, path)
+    described = {
+        "job": job,
+        "judge": labeller.judge.to_json(),
+        "without_memory": labeller.plain.to_json(),
+        "routing": labeller.routing.to_json(),
+        "gold": gold_report(summary, labeller.routing),
+    }
+    artifacts.write_text(work / CALIBRATION, json.dumps(described, indent=1) + "\n")
+    # Read back, so that a run that was killed and one that was not judge with the very same numbers.
+    return _restored(work, ontology, teacher, memory, settings)
+
+
+def _restored(
+    folder: Path,
+    ontology: Ontology,
+    teacher: OpenDetector | DenseDetector,
+    memory: Memory | None,
+    settings: PrelabelSettings,
+) -> tuple[Labeller, dict[str, Any]]:
+    data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+    model = f"{getattr(teacher, 'name', 'teacher')}@{getattr(teacher, 'fingerprint', '')[:12]}"
+    labeller = Labeller(
+        ontology,
+        teacher,
+        memory,
+        settings,
+        load_banks(folder / BANKS),
+        Judge.from_json(data["judge"]),
+        Judge.from_json(data["without_memory"]),
+        Routing.from_json(data["routing"]),
+        "labeller",
+        model,
+    )
+    return labeller, data["gold"]
+
+
+def gold_report(summary: GoldSummary, routing: Routing) -> dict[str, Any]:
+    """The gold set's own figures: calibration, precision and recall out of fold, with the memory and without."""
+    result: dict[str, Any] = {
+        "images": summary.images,
+        "skipped": [list(item) for item in summary.skipped],
+        "boxes": summary.boxes,
+        "found_by_teacher": summary.found / summary.boxes if summary.boxes else None,
+    }
+    for name, gold in (("with_memory", summary.with_memory), ("without_memory", summary.without_memory)):
+        curve = sweep(gold.probabilities, gold.correct, gold.truth_boxes)
+        result[name] = {
+            "average_precision": curve.average_precision,
+            "precision_at_recall": {str(r): curve.precision_at_recall(r) for r in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
+            "ece": ece(gold.probabilities, gold.correct),
+            "adaptive_ece": adaptive_ece(gold.probabilities, gold.correct),
+            "brier": brier(gold.probabilities, gold.correct),
+        }
+    correct = sum(c.correct for c in routing.choices)
+    accepted = sum(c.accepted for c in routing.choices)
+    result["accepted"] = {
+        "boxes": accepted,
+        "precision": correct / accepted if accepted else None,
+        "recall": correct / summary.boxes if summary.boxes else None,
+        "lower_bounds": [c.lower_bound for c in routing.choices],
+    }
+    return result
+
+
+def _run(journal: Journal, source: Dataset, labeller: Labeller, batch: int, progress: Progress | None) -> None:
+    """Label what the journal lacks; batches are cut at the same places whatever was done before."""
+    if progress is not None:
+        progress.start("prelabel", len(source))
+        progress.advance(journal.done)
+    for samples in _batches(source, journal.done, batch):
+        journal.append(_labelled(samples, labeller))
+        if progress is not None:
+            progress.advance(len(samples))
+    if progress is not None:
+        progress.finish()
+
+
+def _batches(source: Dataset, done: int, batch: int) -> Iterator[list[Sample]]:
+    start = done - done % batch
+    samples = (source[i] for i in range(start, len(source)))
+    while part := list(islice(samples, batch)):
+        yield part
+
+
+def _labelled(samples: list[Sample], labeller: Labeller) -> list[Record]:
+    records: list[Record] = []
+    images: dict[int, Any] = {}
+    for i, sample in enumerate(samples):
+        record: Record = {"image": sample.id, "file": sample.path.name, "width": sample.width, "height": sample.height}
+        try:
+            images[i] = sample.image()
+        except BadImage as error:
+            record["error"] = str(error)
+        records.append(record)
+    for i, found in zip(images, labeller.label(list(images.values())), strict=True):
+        records[i]["boxes"] = [_box(found, row) for row in range(len(found.detections))]
+    return records
+
+
+def _box(found: Labelled, row: int) -> Record:
+    kept = found.detections
+    assert kept.probabilities is not None
+    assert kept.provenance is not None
+    provenance = kept.provenance[row]
+    names = kept.names
+    return {
+        "box": [round(float(v), 2) for v in kept.boxes[row]],
+        "label": names[kept.labels[row]],
+        "score": round(float(kept.scores[row]), 5),
+        "probability": round(float(kept.probabilities[row]), 5),
+        "route": provenance.route,
+        "value": round(float(found.values[row]), 5),
+        "model": provenance.model,
+        "neighbours": [asdict(n) for n in provenance.neighbours],
+        "without_memory": {
+            "label": names[found.plain_labels[row]],
+            "probability": round(float(found.plain_probabilities[row]), 5),
+        },
+        "teacher": {
+            "label": names[found.teacher_labels[row]],
+            "score": round(float(found.teacher_scores[row]), 5),
+        },
+    }
+
+
+def _report(
+    journal: Journal,
+    out: Path,
+    job: str,
+    source: Dataset,
+    labeller: Labeller,
+    gold: dict[str, Any],
+    seconds: float,
+) -> PrelabelReport:
+    skipped = [[str(path), why] for path, why in getattr(source, "skipped", ())]
+    routes: Counter[str] = Counter()
+    classes = {name: Counter[str]() for name in labeller.classes}
+    sure, images = 0.0, 0
+    for record in journal:
+        if "error" in record:
+            skipped.append([record["image"], record["error"]])
+            continue
+        images += 1
+        for box in record["boxes"]:
+            routes[box["route"]] += 1
+            classes[box["label"]][box["route"]] += 1
+            sure += box["probability"] if box["route"] == "accept" else 0.0
+    if not images:
+        raise BadInput("no image of the source can be read", received=skipped[0][1] if skipped else None)
+    order = ("accept", "review", "reject")
+    return PrelabelReport(
+        out=str(out),
+        job=job,
+        images=images,
+        skipped=skipped,
+        boxes={r: routes[r] for r in order},
+        classes={name: {r: counts[r] for r in order} for name, counts in classes.items()},
+        expected_precision=sure / routes["accept"] if routes["accept"] else None,
+        target_precision=labeller.settings.target_precision,
+        confidence=labeller.settings.confidence,
+        proven=labeller.routing.proven,
+        warnings=labeller.routing.warnings,
+        gold=gold,
+        seconds=seconds,
+        images_per_second=images / seconds,
+    )

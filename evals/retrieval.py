@@ -1,0 +1,110 @@
+"""Cross-modal retrieval: recall@k, median rank and mean average precision, text to image and back.
+
+Shape letters: Q queries, G gallery items, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from foveal.dataset import Dataset
+from foveal.detections import BoolArray, FloatArray, IntArray
+from foveal.errors import BadInput
+from foveal.models import Encoder
+from foveal.progress import Progress, track
+
+KS = (1, 5, 10)
+ROWS = 1024  # queries compared at a time
+
+
+def recall_at_k(
+    query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]], ks: Sequence[int] = KS
+) -> dict[str, float]:
+    """Share of queries (Q, D) with at least one positive among the k most similar items of `gallery` (G, D).
+
+    Ties count against the query, so an encoder that maps everything to one point gets nothing for it.
+    Returns `recall_at_{k}` for each k, `median_rank` (1 is best) and `map` (mean average precision), all floats.
+
+    Raises:
+        BadInput: lengths disagree, or a query has no positive.
+    """
+    _check(query, gallery, positives)
+    best: list[IntArray] = []
+    precisions: list[float] = []
+    for similarity, relevant in _rows(query, gallery, positives):
+        others = np.where(relevant, -np.inf, similarity)
+        top = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
+        best.append(1 + (others >= top).sum(axis=1))
+        precisions.extend(_average_precision(similarity, relevant))
+    ranks = np.concatenate(best)
+    scores = {f"recall_at_{k}": float((ranks <= k).mean()) for k in ks}
+    return {**scores, "median_rank": float(np.median(ranks)), "map": float(np.mean(precisions))}
+
+
+def evaluate(
+    encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress: Progress | None = None
+) -> dict[str, float]:
+    """Every caption searches the images (`recall_at_1` ...) and every image the captions (`image_to_text_recall_at_1`...).
+
+    Images that share a caption word for word are all right answers to it.
+
+    Raises:
+        BadInput: no image has a caption.
+    """
+    owners: list[int] = []
+    texts: list[str] = []
+    vectors: list[FloatArray] = []
+    captioned = [sample for sample in dataset if sample.captions]
+    if not captioned:
+        raise BadInput("no image has a caption", expected="a dataset with captions", remedy="Use a caption JSONL file.")
+    batch = 64
+    chunks = [captioned[i : i + batch] for i in range(0, len(captioned), batch)]
+    for chunk in track(progress, chunks, "embed images"):
+        vectors.append(encoder.encode_images([sample.image() for sample in chunk]))
+    for i, sample in enumerate(captioned):
+        owners.extend([i] * len(sample.captions))
+        texts.extend(sample.captions)
+    images, captions = np.concatenate(vectors), encoder.encode_texts(texts)
+    holders: dict[str, set[int]] = {}
+    wordings: dict[int, set[str]] = {}
+    for owner, text in zip(owners, texts, strict=True):
+        holders.setdefault(text, set()).add(owner)
+        wordings.setdefault(owner, set()).add(text)
+    places: dict[str, set[int]] = {}
+    for i, text in enumerate(texts):
+        places.setdefault(text, set()).add(i)
+    forward = recall_at_k(captions, images, [holders[text] for text in texts], ks)
+    answers = [set[int]().union(*(places[text] for text in wordings[i])) for i in range(len(captioned))]
+    backward = recall_at_k(images, captions, answers, ks)
+    counts = {"images": float(len(captioned)), "captions": float(len(texts))}
+    return {**forward, **{f"image_to_text_{name}": value for name, value in backward.items()}, **counts}
+
+
+def _check(query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]) -> None:
+    if len(query) != len(positives) or not len(query):
+        raise BadInput("one set of positives per query is needed", expected=str(len(query)), received=str(len(positives)))
+    for i, wanted in enumerate(positives):
+        if not wanted or min(wanted) < 0 or max(wanted) >= len(gallery):
+            raise BadInput(f"query {i} has no valid positive", expected=f"indices in 0..{len(gallery) - 1}")
+
+
+def _rows(
+    query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]
+) -> Iterator[tuple[FloatArray, BoolArray]]:
+    """Similarities (rows, G) and relevance (rows, G), a block of queries at a time."""
+    for start in range(0, len(query), ROWS):
+        similarity = query[start : start + ROWS] @ gallery.T
+        relevant = np.zeros(similarity.shape, dtype=bool)
+        for row, wanted in enumerate(positives[start : start + ROWS]):
+            relevant[row, list(wanted)] = True
+        yield similarity, relevant
+
+
+def _average_precision(similarity: FloatArray, relevant: BoolArray) -> list[float]:
+    """Average precision a row, negatives first among equals."""
+    order = np.lexsort((relevant, -similarity), axis=1)
+    hits = np.take_along_axis(relevant, order, axis=1)
+    precision = np.cumsum(hits, axis=1) / np.arange(1, hits.shape[1] + 1)
+    return ((precision * hits).sum(axis=1) / hits.sum(axis=1)).tolist()

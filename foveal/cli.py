@@ -1,0 +1,573 @@
+"""The `foveal` command: thin calls into the rooms, which are imported inside the commands that need them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from foveal import __version__
+from foveal.errors import BadInput, FovealError
+
+if TYPE_CHECKING:
+    from foveal.progress import Progress
+
+DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
+DEFAULT_REGISTRY = Path("runs/registry")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
+RegistryDir = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of registered artifacts.")]
+OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+
+app = typer.Typer(
+    name="foveal",
+    help="Adapt, distil, serve and search with vision foundation models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
+archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
+eval_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
+registry_app = typer.Typer(no_args_is_help=True, help="Versions of what was made, and which one is in production.")
+app.add_typer(adapt_app, name="adapt")
+app.add_typer(archive_app, name="archive")
+app.add_typer(eval_app, name="eval")
+app.add_typer(registry_app, name="registry")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"foveal {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    """Adapt, distil, serve and search with vision foundation models."""
+
+
+@app.command()
+def quickstart(
+    out: OutDir = Path("runs/quickstart"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    demo: Annotated[bool, typer.Option("--demo", help="Leave the server with its pages running at the end.")] = False,
+    config: Config = None,
+    overrides: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Run the whole loop on the sample world: adapt, index, prelabel, distil, gate, serve.
+
+    Example: foveal quickstart --out runs/quickstart
+    """
+    from foveal.config import load
+    from serve.quickstart import QuickstartSettings, run
+
+    report = run(out, load(QuickstartSettings, config, overrides or ()), fresh=fresh, demo=demo, progress=_progress())
+    if json_:
+        _emit(report, True)
+    if not report["gate"]["passed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+    domain: Annotated[Literal["base", "site"], typer.Option(help="Which of the two domains.")] = "site",
+    count: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Different seeds never share a scene.")] = 0,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Side in pixels.")] = 224,
+    labels: Annotated[bool, typer.Option(help="Write boxes, captions and questions too.")] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Rendering processes.")] = 2,
+    json_: Json = False,
+) -> None:
+    """Render scenes of the sample world with exact truth.
+
+    Example: foveal world runs/site --domain site --count 200 --seed 3
+    """
+    from foveal.world import write
+
+    progress = _progress()
+    progress.start(f"render {domain}", count)
+    write(out, domain, count, seed, size, labels, progress.advance, workers)
+    progress.finish()
+    _emit({"out": str(out), "images": count}, json_)
+
+
+@adapt_app.command("clip")
+def adapt_clip(
+    base: Annotated[str, typer.Option("--base", metavar="REF", help="Encoder to adapt.")],
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
+    out: OutDir,
+    validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Pairs for recall before and after.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a LoRA adapter for a CLIP-style encoder on image-caption pairs.
+
+    Example: foveal adapt clip --base bundled:clip --data runs/site --out runs/adapter --set max_seconds=60
+    """
+    from adapt.clip import ClipSettings, adapt
+    from foveal.config import load
+    from foveal.dataset import Dataset
+
+    report = adapt(
+        base,
+        Dataset.open(data),
+        out,
+        load(ClipSettings, config, overrides or ()),
+        _progress(),
+        validation=Dataset.open(validation) if validation else None,
+        fresh=fresh,
+    )
+    _emit(report.model_dump(mode="json", exclude={"losses"}), json_)
+
+
+@archive_app.command("add")
+def archive_add(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders, files or globs of images.")],
+    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive; made when new.")],
+    encoder: Annotated[str | None, typer.Option(metavar="REF", help="Encoder of a new archive.")] = None,
+    json_: Json = False,
+) -> None:
+    """Embed images into an archive; what is there and unchanged is passed over.
+
+    Example: foveal archive add runs/site/images --archive runs/archive --encoder bundled:clip
+    """
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+
+    if (archive / "archive.json").is_file():
+        opened = Archive.open(archive)
+        model = load_encoder(encoder or opened.encoder)
+    else:
+        reference = encoder or DEFAULT_ENCODER
+        model = load_encoder(reference)
+        opened = Archive.create(archive, model, reference=reference)
+    report = opened.add(sources, model, _progress())
+    _emit(
+        {
+            "archive": str(archive),
+            "encoder": opened.encoder,
+            "added": report.added,
+            "updated": report.updated,
+            "unchanged": report.unchanged,
+            "quarantined": len(report.quarantined),
+            "reasons": [{"path": path, "reason": reason} for path, reason in report.quarantined],
+            "notes": report.notes,
+            "images": len(opened),
+        },
+        json_,
+    )
+
+
+@archive_app.command("search")
+def archive_search(
+    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
+    text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
+    filter: Annotated[str | None, typer.Option(metavar="EXPR", help="SQL over metadata, e.g. \"camera = 'cam-11'\".")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Find images by text, by image or by both, among those a filter keeps.
+
+    Example: foveal archive search --archive runs/archive --text "a rusty valve" --filter "light = 'dim light'" -k 5
+    """
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+    from retrieval.query import SearchQuery
+
+    opened = Archive.open(archive)
+    query = SearchQuery(text=text, image=image, negative=negative, filter=filter, k=k)
+    hits = opened.search(query, load_encoder(opened.encoder))
+    rows = [{"similarity": round(h.similarity, 4), "id": h.id, "uri": h.uri, **h.metadata} for h in hits]
+    if json_:
+        _emit({"hits": [asdict(h) for h in hits]}, True)
+    else:
+        _table(rows)
+
+
+@archive_app.command("check")
+def archive_check(
+    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
+    repair: Annotated[bool, typer.Option(help="Rebuild what is derived where it is wrong.")] = True,
+    json_: Json = False,
+) -> None:
+    """Verify table, index and files.
+
+    Example: foveal archive check --archive runs/archive
+    """
+    from retrieval.archive import Archive
+
+    report = Archive.open(archive).check(_progress(), repair=repair)
+    _emit(asdict(report), json_)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def prelabel(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images to label.")],
+    ontology: Annotated[Path, typer.Option(metavar="FILE", help="YAML: class names, prompts, targets.")],
+    gold: Annotated[str, typer.Option(metavar="FILE", help="A small labelled set to calibrate on.")],
+    out: OutDir,
+    teacher: Annotated[str, typer.Option(metavar="REF", help="Open-vocabulary detector.")] = DEFAULT_TEACHER,
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    config: Config = None,
+    overrides: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Label images with a teacher, verify by memory, and route each box to accept, review or reject.
+
+    Example: foveal prelabel images/ --ontology ontology.yaml --gold gold/instances.json --out runs/prelabels
+    """
+    from distill.ontology import Ontology
+    from distill.prelabel import PrelabelSettings
+    from distill.prelabel import prelabel as label
+    from foveal.config import load
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder, load_open_detector
+    from retrieval.memory import ExemplarMemory
+
+    settings = load(PrelabelSettings, config, overrides or ())
+    classes, gold_set = Ontology.load(ontology), Dataset.open(gold)
+    memory = ExemplarMemory.build(load_encoder(encoder), gold_set)
+    report = label(source, classes, load_open_detector(teacher), gold_set, memory, out, settings, _progress())
+    _emit(report.to_json(), json_)
+
+
+@app.command()
+def distill(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Pre-labels, or any labelled dataset.")],
+    out: OutDir,
+    student: Annotated[str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")] = "fcos-mobilenet",
+    gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a compact student detector.
+
+    Example: foveal distill runs/prelabels --student fcos-mobilenet --out runs/student --set max_seconds=120
+    """
+    from distill.train import TrainSettings, train
+    from foveal.config import load
+    from foveal.dataset import Dataset
+
+    report = train(
+        _training_set(dataset),
+        student,
+        out,
+        load(TrainSettings, config, overrides or ()),
+        _progress(),
+        gold=Dataset.open(gold) if gold else None,
+        fresh=fresh,
+    )
+    _emit(report, json_)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `foveal distill` wrote.")],
+    out: OutDir,
+    to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime to export for.")] = "onnx",
+    int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
+    json_: Json = False,
+) -> None:
+    """Export a student, check it against its source, and quantise it when asked.
+
+    Example: foveal export runs/student --to onnx --int8 runs/site/images --out runs/student-int8
+    """
+    from distill.export import export as run
+    from foveal.dataset import Dataset
+
+    _emit(run(model, out, to, Dataset.open(int8) if int8 else None), json_)
+
+
+@eval_app.command("detection")
+def eval_detection(
+    truth: Annotated[Path, typer.Option(metavar="FILE", help="COCO instances.")],
+    predictions: Annotated[Path, typer.Option(metavar="FILE", help="COCO results list.")],
+    json_: Json = False,
+) -> None:
+    """COCO average precision of a predictions file.
+
+    Example: foveal eval detection --truth truth.json --predictions predictions.json
+    """
+    from evals.detection import evaluate
+
+    _emit(dict(evaluate(truth, predictions)), json_)
+
+
+@eval_app.command("retrieval")
+def eval_retrieval(
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    json_: Json = False,
+) -> None:
+    """Recall of text-to-image and image-to-text search.
+
+    Example: foveal eval retrieval --data runs/site --encoder bundled:clip
+    """
+    from evals.retrieval import evaluate
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder
+
+    _emit(evaluate(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+
+
+@eval_app.command("zero-shot")
+def eval_zero_shot(
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with class labels or boxes.")],
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    json_: Json = False,
+) -> None:
+    """Accuracy of naming images, or the crops of labelled boxes, by their class names.
+
+    Example: foveal eval zero-shot --data runs/site --encoder bundled:clip
+    """
+    from evals.zero_shot import evaluate_dataset
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder
+
+    _emit(evaluate_dataset(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+
+
+@app.command()
+def gate(
+    gates: Annotated[Path, typer.Argument(metavar="FILE", help="YAML list of gates.")],
+    results: Annotated[Path, typer.Option(metavar="FILE", help="JSON report that holds the metrics.")],
+    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
+    json_: Json = False,
+) -> None:
+    """Check results against release gates; the exit code says yes (0) or no (1).
+
+    Example: foveal gate gates.yaml --results runs/quickstart/report.json
+    """
+    from rich.console import Console
+
+    from evals.coco_pairs import read_json
+    from evals.gates import check
+
+    report = check(gates, read_json(results))
+    if junit is not None:
+        report.write_junit(junit)
+    if json_:
+        _emit(report.as_dict(), True)
+    else:
+        Console().print(report.table())
+    if not report.passed:
+        raise typer.Exit(report.exit_code)
+
+
+@registry_app.command("list")
+def registry_list(registry: RegistryDir = DEFAULT_REGISTRY, json_: Json = False) -> None:
+    """Every version, with its aliases.
+
+    Example: foveal registry list --registry runs/registry
+    """
+    from foveal.registry import Registry
+
+    entries = [_plain(entry) for entry in Registry(registry).list()]
+    if json_:
+        _emit({"entries": entries}, True)
+    else:
+        _table(entries)
+
+
+@registry_app.command("register")
+def registry_register(
+    folder: Annotated[Path, typer.Argument(help="A sealed artifact folder.")],
+    name: Annotated[str | None, typer.Option(help="Name to register it under.")] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Copy an artifact into the registry as a new version.
+
+    Example: foveal registry register runs/student-int8 --name depot
+    """
+    from foveal.artifacts import read
+    from foveal.registry import Registry
+
+    version = Registry(registry).register(folder, name)
+    _emit({"name": name or read(folder).name, "version": version}, json_)
+
+
+@registry_app.command("promote")
+def registry_promote(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    version: Annotated[int, typer.Argument(help="Version to promote.")],
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Point an alias at a version.
+
+    Example: foveal registry promote depot 2
+    """
+    from foveal.registry import Registry
+
+    Registry(registry).promote(name, version, alias)
+    _emit({"name": name, "version": version, "alias": alias}, json_)
+
+
+@registry_app.command("rollback")
+def registry_rollback(
+    name: Annotated[str, typer.Argument(help="Registered name.")],
+    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "production",
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Point an alias at the version it pointed at before.
+
+    Example: foveal registry rollback depot
+    """
+    from foveal.registry import Registry
+
+    version = Registry(registry).rollback(name, alias)
+    _emit({"name": name, "version": version, "alias": alias}, json_)
+
+
+@app.command()
+def serve(
+    archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
+    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
+    open_detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    demo: Annotated[bool, typer.Option(help="Mount the Search and Detect pages at /demo.")] = True,
+) -> None:
+    """Serve search, detection and embeddings over HTTP.
+
+    Example: foveal serve --archive runs/archive --detector artifact:depot@production
+    """
+    from serve.server import serve_models
+
+    serve_models(
+        archive=archive,
+        detector=detector,
+        open_detector=open_detector,
+        registry=registry,
+        host=host,
+        port=port,
+        demo=demo,
+    )
+
+
+def main() -> None:
+    """Run the command line: one line for what a user can mend, a traceback only under `--debug`."""
+    debug = "--debug" in sys.argv
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("GRADIO_ANALYTICS_ENABLED", "False"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    try:
+        from foveal.runtime import check_rooms
+
+        check_rooms()
+        app()
+    except FovealError as error:
+        _fail(str(error), debug)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        named = f"{error.filename}: " if error.filename else ""
+        remedy = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
+        _fail(f"{named}{error.strerror or error}.{remedy}", debug)
+
+
+def _fail(line: str, debug: bool) -> None:
+    if debug:
+        raise  # noqa: PLE0704 - called from an except block, which holds the error
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _progress() -> Progress:
+    from foveal.progress import RichProgress
+
+    return RichProgress()
+
+
+def _training_set(source: str) -> Any:
+    from distill.prelabel import load_prelabels
+    from foveal.dataset import Dataset
+
+    if (Path(source) / "prelabel.json").is_file():
+        return load_prelabels(source)
+    data = Dataset.open(source)
+    if not data.classes:
+        raise BadInput(f"{source} has no boxes to train on", expected="pre-labels or a labelled dataset")
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _emit(result: Any, as_json: bool) -> None:
+    """Print a result: one JSON line for programs, aligned names and values for people."""
+    plain = _plain(result)
+    if as_json:
+        print(json.dumps(plain))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, value in plain.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        elif isinstance(value, (dict, list)):
+            value = json.dumps(value) if value else "-"
+        table.add_row(key.replace("_", " "), str(value))
+    Console().print(table)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        print("nothing found")
+        return
+    table = Table(box=None, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(json.dumps(v) if isinstance(v, (dict, list)) else str(v) for v in row.values()))
+    Console().print(table)

@@ -1,0 +1,217 @@
+"""Exported detectors on ONNX Runtime and OpenVINO: numpy and Pillow around them, no PyTorch.
+
+Shape letters: B images, Q candidate boxes, C classes, S side of the square the model sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from foveal import artifacts
+from foveal.detections import Detections, FloatArray, IntArray, pairwise_iou
+from foveal.errors import BadInput, IntegrityError, Unavailable
+from foveal.models import ModelRef
+from foveal.runtime import usable_cores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CARD = "detector.json"
+ONNX, OPENVINO = "model.onnx", "model.xml"
+CANDIDATES = 300  # best scores looked at before suppression
+MOST = 100  # detections an image, as COCO counts them
+BATCH = 16
+Run = Callable[[FloatArray], tuple[FloatArray, FloatArray]]  # images (B, 3, S, S) -> boxes (B, Q, 4), scores (B, Q, C)
+
+
+class DetectorCard(BaseModel):
+    """`detector.json` of an exported folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    classes: tuple[str, ...] = Field(min_length=1)
+    size: int = Field(ge=32)
+    resize: Literal["stretch"] = "stretch"
+    nms_iou: float | None = Field(None, gt=0, le=1)  # None: the model suppresses duplicates itself
+    family: str
+    precision: Literal["fp32", "int8"]
+
+
+def stretched(image: Image, size: int) -> FloatArray:
+    """An upright RGB image stretched to a square -> (3, S, S) float32 in [0, 1]."""
+    from PIL.Image import Resampling
+
+    small = image.convert("RGB").resize((size, size), Resampling.BILINEAR, reducing_gap=2.0)
+    return np.ascontiguousarray(np.asarray(small, dtype=np.float32).transpose(2, 0, 1)) / np.float32(255)
+
+
+def decode(
+    boxes: FloatArray,
+    scores: FloatArray,
+    sizes: Sequence[tuple[int, int]],
+    classes: Sequence[str],
+    threshold: float,
+    nms_iou: float | None,
+) -> list[Detections]:
+    """Raw outputs as detections, best first, at most 100 an image.
+
+    Args:
+        boxes: (B, Q, 4) xyxy in [0, 1].
+        scores: (B, Q, C) in [0, 1]; a query may be detected as several classes.
+        sizes: width and height of each image in pixels.
+        threshold: lower scores are dropped.
+        nms_iou: class-wise suppression above this overlap; None to leave all.
+    """
+    return [
+        _decode_one(b, s, size, tuple(classes), threshold, nms_iou)
+        for b, s, size in zip(boxes, scores, sizes, strict=True)
+    ]
+
+
+def _decode_one(
+    boxes: FloatArray, scores: FloatArray, size: tuple[int, int], classes: tuple[str, ...], threshold: float, nms_iou: float | None
+) -> Detections:
+    flat = scores.reshape(-1)
+    chosen = np.flatnonzero(flat >= threshold)
+    if len(chosen) > CANDIDATES:
+        chosen = chosen[np.argpartition(-flat[chosen], CANDIDATES)[:CANDIDATES]]
+    chosen = chosen[np.argsort(-flat[chosen], kind="stable")]
+    labels = chosen % scores.shape[1]
+    limit = np.array([*size, *size], dtype=np.float32)
+    pixels = np.clip(boxes[chosen // scores.shape[1]] * limit, 0, limit).astype(np.float32)
+    keep = np.flatnonzero((pixels[:, 2:] > pixels[:, :2]).all(axis=1))  # nothing of a box without area can be seen
+    if nms_iou is not None:
+        keep = keep[_suppressed(pixels[keep], labels[keep], nms_iou)]
+    keep = keep[:MOST]
+    kept = np.clip(flat[chosen[keep]], 0, 1).astype(np.float32)
+    return Detections(pixels[keep], kept, labels[keep].astype(np.int64), classes)
+
+
+def _suppressed(boxes: FloatArray, labels: IntArray, iou: float) -> IntArray:
+    """Rows that survive greedy class-wise suppression; rows come best first."""
+    rival = (pairwise_iou(boxes, boxes) > iou) & (labels[:, None] == labels[None, :])
+    alive = np.ones(len(boxes), dtype=bool)
+    for row in range(len(boxes)):
+        if alive[row]:
+            alive[row + 1 :] &= ~rival[row, row + 1 :]
+    return np.flatnonzero(alive)
+
+
+class ExportedDetector:
+    """A `Detector` over one exported folder.
+
+    Args:
+        folder: `model.onnx` or `model.xml`, `detector.json` and `manifest.json`.
+        start: makes the function that runs the model file.
+        threads: of one call; None for every usable core.
+    """
+
+    def __init__(self, name: str, folder: Path, card: DetectorCard, fingerprint: str, run: Run, threads: int) -> None:
+        self.name, self.folder, self.card, self.fingerprint = name, folder, card, fingerprint
+        self.classes, self.threads, self._run = card.classes, threads, run
+
+    def raw(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Images (B, 3, S, S) in [0, 1] -> boxes (B, Q, 4) in [0, 1] and scores (B, Q, C), as the graph gives them."""
+        return self._run(images)
+
+    def detect(self, images: Sequence[Image], threshold: float = 0.05) -> list[Detections]:
+        """One `Detections` an image, boxes in that image's own pixels, best score first."""
+        found: list[Detections] = []
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            boxes, scores = self._run(np.stack([stretched(image, self.card.size) for image in part]))
+            sizes = [image.size for image in part]
+            found.extend(decode(boxes, scores, sizes, self.classes, threshold, self.card.nms_iou))
+        return found
+
+
+def load_onnx(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
+    """An exported ONNX folder on ONNX Runtime.
+
+    Raises:
+        BadInput: the folder is not an exported detector.
+        IntegrityError: a file is missing, differs from the manifest, or does not do what `detector.json` says.
+    """
+    return _load(ref, ONNX, _start_onnx, threads)
+
+
+def load_openvino(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
+    """An exported OpenVINO folder; raises as `load_onnx`, and Unavailable without the `openvino` extra."""
+    return _load(ref, OPENVINO, _start_openvino, threads)
+
+
+def _load(ref: ModelRef, model: str, start: Callable[[Path, int], Run], threads: int | None) -> ExportedDetector:
+    if threads is not None and threads < 1:
+        raise BadInput("a detector needs at least one thread", received=str(threads))
+    folder = Path(ref.target).expanduser()
+    if not folder.is_dir():
+        raise BadInput(f"detector folder {folder} does not exist", remedy="Give the folder that `foveal export` wrote.")
+    manifest = artifacts.read(folder)
+    card = _card(folder)
+    if not (folder / model).is_file():
+        there = next((m for m in (ONNX, OPENVINO) if (folder / m).is_file()), "neither form")
+        raise BadInput(f"{folder} has no {model}", received=there, remedy="Use onnx: or openvino: as it was exported.")
+    count = threads or usable_cores()
+    try:
+        run = start(folder / model, count)
+        boxes, scores = run(np.zeros((1, 3, card.size, card.size), dtype=np.float32))
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(f"{folder / model} does not run: {reason}", remedy="Export it again.") from error
+    if boxes.shape[2:] != (4,) or scores.shape != (*boxes.shape[:2], len(card.classes)):
+        raise IntegrityError(
+            f"{folder / model} does not fit {CARD}",
+            expected=f"boxes (1, Q, 4) and scores (1, Q, {len(card.classes)})",
+            received=f"{boxes.shape} and {scores.shape}",
+        )
+    return ExportedDetector(str(ref), folder, card, manifest.fingerprint, run, count)
+
+
+def _card(folder: Path) -> DetectorCard:
+    path = folder / CARD
+    if not path.is_file():
+        raise BadInput(f"{folder} has no {CARD}", expected="a folder that `foveal export` wrote")
+    try:
+        return DetectorCard.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not UTF-8"}
+        where = ".".join(map(str, problem["loc"])) or "content"
+        raise IntegrityError(f"{path} is not a detector card: {where}: {problem['msg']}") from error
+
+
+def _start_onnx(path: Path, threads: int) -> Run:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session: Any = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+    def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        boxes, scores = session.run(["boxes", "scores"], {"images": images})
+        return boxes, scores
+
+    return run
+
+
+def _start_openvino(path: Path, threads: int) -> Run:
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise Unavailable("openvino is not installed", remedy="pip install 'foveal[openvino]'") from error
+    core: Any = ov.Core()
+    # Without the hint, CPUs with bfloat16 units would round silently, and the parity check would not speak for them.
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(path), "CPU", config)
+
+    def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        answer = compiled.create_infer_request().infer({"images": images})
+        # The buffers belong to the request: copied, they outlive it.
+        return np.array(answer["boxes"]), np.array(answer["scores"])
+
+    return run

@@ -1,0 +1,309 @@
+"""Image-text encoders: open_clip models and transformers' CLIP family behind the one `Encoder` protocol.
+
+Shape letters: N images or texts, D embedding dimensions, L tokens, S the side of the square the model sees.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveal.detections import FloatArray
+from foveal.errors import BadInput, Unavailable, UnknownName
+from foveal.models import ModelRef
+from foveal.runtime import pick_device
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+
+
+class TorchEncoder(ABC):
+    """An `Encoder` over a PyTorch model; `adapt` trains through the same inputs and features that inference uses."""
+
+    name: str
+    fingerprint: str
+    base_fingerprint: str  # before any adapter: what an adapter trained here will ask for
+    dimension: int
+    logit_scale: float
+    config: dict[str, Any]  # preprocessing and tokenisation, as far as they change an embedding
+
+    def __init__(self, ref: ModelRef, model: nn.Module, config: dict[str, Any], device: str) -> None:
+        from foveal import adapters
+
+        self.name, self.config, self.device = str(ref), config, device
+        model = model.float().eval()
+        self.base_fingerprint = fingerprint(model.state_dict(), config)
+        if ref.adapter is None:
+            self.fingerprint = self.base_fingerprint
+        else:
+            # Hashing what was applied, not the merged floats, keeps the fingerprint equal across CPUs and GPUs.
+            model = adapters.apply(model, ref.adapter, self.base_fingerprint)
+            self.fingerprint = fingerprint(adapters.tensors(ref.adapter), {"base": self.base_fingerprint})
+        self.model = model.to(device).requires_grad_(False)
+        scale: Any = getattr(model, "logit_scale", None)
+        self.logit_scale = 1.0 if scale is None else float(scale.detach().exp())
+        self.dimension = self.encode_texts(["a photo"]).shape[1]
+
+    @abstractmethod
+    def image_inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
+        """Upright RGB images -> what `image_features` takes, on the CPU."""
+
+    @abstractmethod
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Texts -> what `text_features` takes, on the CPU."""
+
+    @property
+    @abstractmethod
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (3,) that pixels in [0, 1] are normalised with."""
+
+    @abstractmethod
+    def image_features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features (N, D) of `model`, which is this encoder's own or one wrapped around it; not normalised."""
+
+    @abstractmethod
+    def text_features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features (N, D) of `model`, which is this encoder's own or one wrapped around it; not normalised."""
+
+    def encode_images(self, images: Sequence[Image], batch: int = 64) -> FloatArray:
+        """Upright RGB images -> (N, D) float32, unit length; `batch` images at a time."""
+        return self._encode(images, batch, self.image_inputs, self.image_features)
+
+    def encode_texts(self, texts: Sequence[str], batch: int = 256) -> FloatArray:
+        """Texts -> (N, D) float32, unit length; `batch` texts at a time. Over-long texts are cut at the context."""
+        return self._encode(texts, batch, self.text_inputs, self.text_features)
+
+    def _encode(self, items: Sequence[Any], batch: int, prepare: Any, embed: Any) -> FloatArray:
+        rows: list[FloatArray] = []
+        with torch.inference_mode():
+            for start in range(0, len(items), batch):
+                inputs = {k: v.to(self.device) for k, v in prepare(items[start : start + batch]).items()}
+                features = nn.functional.normalize(embed(self.model, inputs).float(), dim=-1)
+                rows.append(features.cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
+
+
+class OpenClipEncoder(TorchEncoder):
+    """A model in open_clip's own format."""
+
+    def __init__(self, ref: ModelRef, model: Any, tokenizer: Any, device: str) -> None:
+        from open_clip.transform import PreprocessCfg, image_transform_v2
+
+        self._transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        self.tokenizer = tokenizer
+        config = {"images": dict(model.visual.preprocess_cfg), "text": tokenizer_config(tokenizer)}
+        super().__init__(ref, model, config, device)
+
+    def image_inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
+        return {"image": torch.stack([self._transform(image) for image in images])}  # pyright: ignore
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"text": self.tokenizer(list(texts))}
+
+    @property
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.config["images"]["mean"]), torch.tensor(self.config["images"]["std"])
+
+    def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model.encode_image(inputs["image"])
+
+    def text_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model.encode_text(inputs["text"])
+
+
+class TransformersEncoder(TorchEncoder):
+    """CLIP, SigLIP, SigLIP 2, MetaCLIP and their relatives in transformers' format."""
+
+    def __init__(self, ref: ModelRef, model: Any, processor: Any, device: str) -> None:
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        longest = getattr(model.config.text_config, "max_position_embeddings", 77)
+        # SigLIP reads the last position and was trained on padded text; the others pool at the end token.
+        fixed = model.config.model_type.startswith("siglip")
+        self._text_options = {
+            "padding": "max_length" if fixed else True,
+            "max_length": min(longest, tokenizer.model_max_length),
+            "truncation": True,
+            "return_tensors": "pt",
+        }
+        images = {k: v for k, v in processor.image_processor.to_dict().items() if k not in _PROCESSOR_NOISE}
+        config = {"images": images, "text": {**tokenizer_config(tokenizer), "max_length": longest, "fixed": fixed}}
+        super().__init__(ref, model, config, device)
+
+    def image_inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
+        return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+
+    def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return dict(self.processor.tokenizer(list(texts), **self._text_options))
+
+    @property
+    def pixel_statistics(self) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.config["images"]["image_mean"]), torch.tensor(self.config["images"]["image_std"])
+
+    def image_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model.get_image_features(**inputs).pooler_output
+
+    def text_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        return model.get_text_features(**inputs).pooler_output
+
+
+# What an image processor says about itself that changes no pixel.
+_PROCESSOR_NOISE = {"image_processor_type", "processor_class", "_processor_class", "device", "disable_grouping"}
+
+
+def load_open_clip(ref: ModelRef, device: str | None = None) -> OpenClipEncoder:
+    """An open_clip encoder from a folder (never touches the network) or `MODEL/PRETRAINED` from the hub.
+
+    Raises:
+        BadInput: the folder lacks its configuration or safetensors.
+        UnknownName: open_clip knows no such model or weights.
+        Unavailable: the hub does not answer.
+        AdapterMismatch: the adapter does not fit whole.
+    """
+    import open_clip
+
+    with _root_handlers_kept():
+        if ref.folder is not None:
+            for needed in (("open_clip_config.json",), OPEN_CLIP_WEIGHTS):
+                if not any((ref.folder / name).is_file() for name in needed):
+                    raise BadInput(
+                        f"{ref.folder} is not an open_clip folder",
+                        expected=f"a file {' or '.join(needed)} in it",
+                        remedy="Weights are read as safetensors only; for a transformers folder write hf:FOLDER.",
+                    )
+            source = f"local-dir:{ref.folder}"
+            try:
+                model = open_clip.create_model(source, require_pretrained=True)
+                tokenizer = open_clip.get_tokenizer(source)
+            except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+                raise BadInput(f"open_clip cannot read {ref.folder}: {first_line(error)}") from error
+        else:
+            model, tokenizer = _open_clip_from_hub(ref)
+    return OpenClipEncoder(ref, model, tokenizer, pick_device(device))
+
+
+def _open_clip_from_hub(ref: ModelRef) -> tuple[Any, Any]:
+    import open_clip
+    from huggingface_hub import hf_hub_download
+
+    architecture, _, tag = ref.target.partition("/")
+    for what, name, choices in (
+        ("open_clip model", architecture, open_clip.list_models()),
+        ("open_clip weights", tag, open_clip.list_pretrained_tags_by_model(architecture)),
+    ):
+        if name not in choices:
+            close = get_close_matches(name, choices, n=8, cutoff=0.5) if name else choices
+            raise UnknownName(
+                what, name, close or choices[:8], remedy="A local folder is written ./folder or with its full path."
+            )
+    settings: dict[str, Any] = dict(open_clip.get_pretrained_cfg(architecture, tag))
+    repository = str(settings.get("hf_hub", "")).rsplit("/", 1)[0]
+    if not repository:
+        raise BadInput(f"{ref} is published as a pickle only", remedy="Choose weights that have safetensors.")
+    try:
+        weights = hf_hub_download(repository, OPEN_CLIP_WEIGHTS[0])
+        known = ("mean", "std", "interpolation", "resize_mode")
+        model = open_clip.create_model(
+            architecture,
+            pretrained=weights,
+            force_quick_gelu=bool(settings.get("quick_gelu")),
+            force_preprocess_cfg={k: settings[k] for k in known if k in settings},
+            require_pretrained=True,
+        )
+        return model, open_clip.get_tokenizer(architecture)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise unreachable(ref, error) from error
+
+
+def load_hf(ref: ModelRef, device: str | None = None) -> TransformersEncoder:
+    """A transformers image-text encoder from a folder (never touches the network) or the hub; raises as above."""
+    from transformers import AutoModel, AutoProcessor
+
+    source, local = str(ref.folder or ref.target), ref.folder is not None
+    try:
+        model: Any = AutoModel.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, local_files_only=local
+        )
+        processor: Any = AutoProcessor.from_pretrained(source, local_files_only=local)
+    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+        raise unreachable(ref, error) from error
+    missing = [name for name in ("get_image_features", "get_text_features") if not hasattr(model, name)]
+    if missing or not hasattr(processor, "image_processor"):
+        raise BadInput(
+            f"{ref} is no image-text encoder",
+            expected="a CLIP, SigLIP, SigLIP 2 or MetaCLIP model",
+            received=type(model).__name__,
+        )
+    return TransformersEncoder(ref, model, processor, pick_device(device))
+
+
+def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str:
+    """sha256 hex over named tensors (as float32 where they are floats, so a half-precision file counts as what it loads
+    to) and a JSON-able configuration.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_config(tokenizer: Any) -> dict[str, Any]:
+    """What of a tokenizer decides the ids of a text: its context length and a sha256 of its rules, wherever it is."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip wraps the transformers one
+    backend = getattr(inner, "backend_tokenizer", None)
+    if backend is not None:
+        # Padding and truncation are set anew by each call, so they are no part of the rules.
+        described = json.loads(backend.to_str())
+        rules = json.dumps({k: v for k, v in described.items() if k not in ("padding", "truncation")}, sort_keys=True)
+    else:
+        rules = json.dumps(getattr(inner, "encoder", repr(type(inner))), sort_keys=True)
+    return {
+        "rules": hashlib.sha256(rules.encode()).hexdigest(),
+        "context_length": getattr(tokenizer, "context_length", None),
+        "pad_token_id": getattr(inner, "pad_token_id", None),
+    }
+
+
+def unreachable(ref: ModelRef, error: Exception) -> BadInput | Unavailable:
+    """The one-line error for a model that a library could not load."""
+    if ref.folder is not None:
+        return BadInput(
+            f"{ref.folder} does not load: {first_line(error)}",
+            expected="a folder that transformers wrote, with safetensors and its processor",
+        )
+    return Unavailable(
+        f"{ref} could not be loaded: {first_line(error)}",
+        remedy="Check the name and the connection, or download it and give its folder.",
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, cut to a readable length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
+
+
+@contextmanager
+def _root_handlers_kept() -> Iterator[None]:
+    """open_clip logs through the root logger's functions, which install a handler when there is none: take it back."""
+    before = logging.root.handlers[:]
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = before

@@ -1,0 +1,180 @@
+"""Model references, the protocols every room codes against, and the loaders behind a visible dict.
+
+Shape letters: N images or texts, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from foveal.detections import Detections, FloatArray
+from foveal.errors import BadInput, UnknownName
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Images and texts into one space."""
+
+    name: str
+    fingerprint: str  # sha256 over weights, adapter and preprocessing
+    dimension: int
+    logit_scale: float  # multiplier of cosine similarity before softmax
+
+    def encode_images(self, images: Sequence[Image]) -> FloatArray:
+        """Upright RGB images -> (N, D) float32, unit length."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Texts -> (N, D) float32, unit length."""
+        ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A closed-vocabulary detector."""
+
+    name: str
+    fingerprint: str
+    classes: tuple[str, ...]
+
+    def detect(self, images: Sequence[Image], threshold: float = 0.05) -> list[Detections]:
+        """One `Detections` an image, boxes in that image's own pixels, best score first."""
+        ...
+
+
+@runtime_checkable
+class OpenDetector(Protocol):
+    """A detector that takes its classes as text."""
+
+    name: str
+    fingerprint: str
+
+    def detect(self, images: Sequence[Image], prompts: Sequence[str], threshold: float = 0.05) -> list[Detections]:
+        """One `Detections` an image whose `names` are the prompts, boxes in that image's own pixels, best first."""
+        ...
+
+
+@runtime_checkable
+class VisionLanguageModel(Protocol):
+    """A model that answers in words."""
+
+    name: str
+    fingerprint: str
+
+    def answer(self, image: Image, question: str, max_tokens: int = 64) -> str:
+        """The answer to one question about one image."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A parsed reference, e.g. `open_clip:ViT-B-32/laion2b_s34b_b79k+runs/adapter`."""
+
+    scheme: str
+    target: str
+    adapter: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.scheme}:{self.target}" + (f"+{self.adapter}" if self.adapter else "")
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder the reference names, or None when it names something on a hub."""
+        path = Path(self.target).expanduser()
+        return path if path.is_dir() else None
+
+
+# scheme -> what may follow it; the message of an unknown reference prints these.
+SCHEMES: dict[str, str] = {
+    "open_clip": "open_clip:MODEL/PRETRAINED or open_clip:./folder",
+    "hf": "hf:org/model or hf:./folder",
+    "bundled": "bundled:clip or bundled:owl",
+    "onnx": "onnx:./exported-folder",
+    "openvino": "openvino:./exported-folder",
+    "artifact": "artifact:name@production",
+}
+BACKBONES = Path(__file__).parent / "backbones"
+BUNDLED: dict[str, ModelRef] = {
+    "clip": ModelRef("open_clip", str(BACKBONES / "clip")),
+    "owl": ModelRef("hf", str(BACKBONES / "owl")),
+}
+
+Loader = Callable[..., Any]
+# Each value is `module:function`, resolved on first use so that importing this file loads no framework.
+ENCODERS: dict[str, str] = {"open_clip": "foveal.encoders:load_open_clip", "hf": "foveal.encoders:load_hf"}
+OPEN_DETECTORS: dict[str, str] = {"hf": "foveal.open_detectors:load_hf"}
+DETECTORS: dict[str, str] = {"onnx": "foveal.detectors:load_onnx", "openvino": "foveal.detectors:load_openvino"}
+
+
+def parse_ref(text: str) -> ModelRef:
+    """A reference from text; `bundled:` names are expanded, a trailing `+folder` is the adapter.
+
+    Raises:
+        UnknownName: the scheme, or the bundled name, is not known.
+        BadInput: the text has no scheme, or the adapter folder does not exist.
+    """
+    scheme, colon, target = text.partition(":")
+    if not colon or not target:
+        raise BadInput(
+            f"{text!r} is not a model reference", expected="; ".join(SCHEMES.values()), remedy="Prefix the scheme."
+        )
+    if scheme not in SCHEMES:
+        raise UnknownName("model scheme", scheme, SCHEMES)
+    target, plus, adapter = target.partition("+")
+    adapter_path = Path(adapter) if plus else None
+    if adapter_path is not None and not adapter_path.is_dir():
+        raise BadInput(f"adapter folder {adapter} does not exist", remedy="Give the folder that `foveal adapt` wrote.")
+    if scheme == "bundled":
+        if target not in BUNDLED:
+            raise UnknownName("bundled backbone", target, BUNDLED)
+        return replace(BUNDLED[target], adapter=adapter_path)
+    if target.startswith((".", "/", "~")) and not Path(target).expanduser().is_dir():
+        raise BadInput(f"model folder {target} does not exist", remedy="Check the path, or name a hub model.")
+    return ModelRef(scheme, target, adapter_path)
+
+
+def _load(what: str, loaders: dict[str, str], ref: ModelRef, **options: Any) -> Any:
+    if ref.scheme not in loaders:
+        raise UnknownName(f"{what} loader for scheme", ref.scheme, loaders, remedy=f"{ref} cannot serve as {what}.")
+    module, function = loaders[ref.scheme].split(":")
+    return getattr(import_module(module), function)(ref, **options)
+
+
+def load_encoder(ref: str, device: str | None = None) -> Encoder:
+    """An image-text encoder by reference, its adapter (if any) applied whole.
+
+    Raises:
+        UnknownName, BadInput: the reference names nothing.
+        AdapterMismatch: the adapter does not fit the model whole.
+    """
+    return _load("encoder", ENCODERS, parse_ref(ref), device=device)
+
+
+def load_open_detector(ref: str, device: str | None = None) -> OpenDetector:
+    """A zero-shot detector by reference; raises as `load_encoder`."""
+    return _load("open-vocabulary detector", OPEN_DETECTORS, parse_ref(ref), device=device)
+
+
+def load_detector(ref: str, registry: Path | None = None, threads: int | None = None) -> Detector:
+    """An exported detector by reference; `artifact:name@alias` is looked up in the registry folder `registry`.
+
+    Raises:
+        UnknownName, BadInput: the reference names nothing.
+        IntegrityError: a file differs from its manifest.
+    """
+    parsed = parse_ref(ref)
+    if parsed.scheme == "artifact":
+        from foveal.registry import Registry
+
+        if registry is None:
+            raise BadInput(f"{ref} needs a registry", remedy="Pass --registry DIR.")
+        folder = Registry(registry).resolve(parsed.target)
+        parsed = ModelRef("openvino" if (folder / "model.xml").exists() else "onnx", str(folder))
+    return _load("detector", DETECTORS, parsed, threads=threads)

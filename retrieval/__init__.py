@@ -1,0 +1,1 @@
+"""Embed, keep and search an archive; ground decisions in remembered neighbours."""

@@ -1,0 +1,89 @@
+"""Tiny random models in the formats of the real ones: seeded, a few hundred kB, made in well under a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from adapt.tokenizer import build_tokenizer
+
+CONTEXT = 32
+SENTENCES = (
+    "a photo of a red crate on a shelf",
+    "a photo of a blue barrel left of a green box",
+    "two yellow pallets and a dented drum on the floor",
+    "an open cardboard box under a bright lamp",
+)
+
+
+def tiny_tokenizer(folder: Path) -> int:
+    """A tokenizer for `CONTEXT` tokens in `folder`; returns its vocabulary size."""
+    return build_tokenizer(SENTENCES * 2, folder, vocab_size=600, context_length=CONTEXT)
+
+
+def tiny_clip(folder: Path, seed: int = 0) -> Path:
+    """A random open_clip folder: 32 px, patch 8, width 32, 2 layers a tower, 32-d embeddings."""
+    import open_clip
+
+    vocabulary = tiny_tokenizer(folder)
+    model_cfg: dict[str, Any] = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 16},
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": vocabulary,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+            "hf_tokenizer_name": ".",
+        },
+    }
+    text_cfg = {k: v for k, v in model_cfg["text_cfg"].items() if k != "hf_tokenizer_name"}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(embed_dim=32, vision_cfg=model_cfg["vision_cfg"], text_cfg=text_cfg)  # pyright: ignore
+    preprocess_cfg = {"size": 32, "interpolation": "bilinear", "resize_mode": "squash"}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "open_clip_model.safetensors")
+    return folder
+
+
+def tiny_owl(folder: Path, seed: int = 0) -> Path:
+    """A random OWLv2 folder: 64 px, patch 16 (16 boxes), width 32, 2 layers a tower."""
+    from transformers import (
+        CLIPTokenizer,
+        Owlv2Config,
+        Owlv2ForObjectDetection,
+        Owlv2ImageProcessor,
+        Owlv2Processor,
+    )
+
+    vocabulary = tiny_tokenizer(folder)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Owlv2Config(
+        text_config={
+            **tower,
+            "vocab_size": vocabulary,
+            "max_position_embeddings": CONTEXT,
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+        },
+        vision_config={**tower, "image_size": 64, "patch_size": 16},
+        projection_dim=32,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Owlv2ForObjectDetection(config)
+        for head in (model.box_head, model.class_head):  # initialised so wide that every sigmoid would saturate
+            for parameter in head.parameters():
+                parameter.data.mul_(0.1)
+    model.save_pretrained(folder)
+    images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    Owlv2Processor(images, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
+    return folder
