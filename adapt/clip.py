@@ -1,4 +1,4 @@
-"""LoRA for CLIP-style encoders: `adapt` trains on image-caption pairs, checks the result and writes an adapter folder."""
+"""LoRA for CLIP-style encoders: train on image-caption pairs, check the result, write an adapter folder."""
 
 from __future__ import annotations
 
@@ -101,7 +101,9 @@ def adapt(
     """
     settings, out = settings or ClipSettings(), Path(out)
     if parse_ref(base_ref).adapter is not None:
-        raise BadInput(f"{base_ref} already carries an adapter", expected="a base model", remedy="Leave the + part out.")
+        raise BadInput(
+            f"{base_ref} already carries an adapter", expected="a base model", remedy="Leave the + part out."
+        )
     encoder: Any = load_encoder(base_ref, device)
     if not isinstance(encoder, TorchEncoder):
         raise BadInput(f"{base_ref} cannot be adapted", expected="an open_clip or transformers encoder")

@@ -23,12 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
 from adapt.pretrain_data import SHORT_TEMPLATES, SceneViews, Thing, View, render_scenes
 from adapt.tokenizer import build_tokenizer
+from foveal.artifacts import staged
 from foveal.progress import Progress, RichProgress
 from foveal.runtime import describe_machine, pick_device, seed_everything
 
@@ -51,10 +54,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("coarse", 128, 128, 0.36, 2e-3, 1.0, 1.0),
-    Phase("joint", CLIP_SIZE, 96, 0.30, 1.5e-3, 1.0, 1.0),
-    Phase("clip", CLIP_SIZE, 128, 0.10, 5e-4, 1.0, 0.3),
-    Phase("owl", OWL_SIZE, 32, 0.24, 8e-4, 0.0, 1.0),
+    Phase("coarse", 128, 64, 0.38, 2e-3, 1.0, 1.0),
+    Phase("joint", CLIP_SIZE, 64, 0.30, 1.5e-3, 1.0, 1.0),
+    Phase("clip", CLIP_SIZE, 96, 0.10, 5e-4, 1.0, 0.3),
+    Phase("owl", OWL_SIZE, 24, 0.22, 8e-4, 0.0, 1.0),
 )
 
 
@@ -127,7 +130,9 @@ class Pretrainer:
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (N, D), not normalised."""
-        tokens = self.tokenizer(list(texts), padding="longest", truncation=True, max_length=CONTEXT, return_tensors="pt")
+        tokens = self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=CONTEXT, return_tensors="pt"
+        )
         tokens = tokens.to(self.device)
         tower = self.model.owlv2
         pooled = tower.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
@@ -159,7 +164,7 @@ class Pretrainer:
         return (toward_text + toward_image) / 2
 
     def _dense(self, features: Tensor, views: list[View], queries: TextQueries) -> dict[str, Tensor]:
-        batch, rows, columns, width = features.shape
+        batch, rows, columns, _ = features.shape
         flat = features.flatten(1, 2)  # (B, T, D)
         things = [t for v in views for t in v.things]
         offsets = np.cumsum([0, *(len(v.things) for v in views)])
@@ -229,37 +234,65 @@ def _batches(views: SceneViews, phase: Phase, rng: np.random.Generator) -> Itera
 
 
 def train_phase(
-    trainer: Pretrainer, views: SceneViews, kinds: Sequence[str], phase: Phase, seconds: float, seed: int, progress: Progress
+    trainer: Pretrainer,
+    views: SceneViews,
+    kinds: Sequence[str],
+    phase: Phase,
+    seconds: float,
+    seed: int,
+    progress: Progress,
+    checkpoint: Path,
 ) -> None:
-    """Train for `seconds`, the rate warming up over 3% of them and falling to zero along a cosine."""
+    """Train for `seconds`, the rate warming up over 3% of them and falling to zero along a cosine.
+
+    Every 5% the weights go to `checkpoint`; a run that finds one goes on from there (with fresh optimizer moments).
+    """
     rng = np.random.default_rng(seed)
     queries, optimizers = TextQueries(kinds, rng), _optimizers(trainer.model, phase.rate)
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
+    before = _resume(trainer.model, checkpoint)
     trainer.model.train()
     progress.start(phase.name, None)
-    began, shown, step = time.monotonic(), 0.0, 0
+    began, saved = time.monotonic(), before
     means: dict[str, float] = {}
-    for batch in _batches(views, phase, rng):
-        part = (time.monotonic() - began) / seconds
+    for step, batch in enumerate(_batches(views, phase, rng)):
+        part = before + (time.monotonic() - began) / seconds
         if part >= 1:
             break
-        factor = min(part / 0.03, 0.5 * (1 + np.cos(np.pi * part))) if step else 0.0
+        warm = (part - before) / 0.03 if step else 0.0
+        factor = max(min(warm, 0.5 * (1 + np.cos(np.pi * part))), 1e-3)
         for optimizer, base in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = rate * max(factor, 1e-3)
+                group["lr"] = rate * factor
         losses = trainer.losses(batch, queries, phase)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(trainer.model.parameters(), 2.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        means = {k: 0.95 * means.get(k, float(v)) + 0.05 * float(v) for k, v in losses.items()}
-        step += 1
+        means = {k: 0.95 * means.get(k, v.item()) + 0.05 * v.item() for k, v in losses.items()}
         progress.advance(len(batch))
-        if part - shown >= 0.02:
-            shown = part
-            progress.note(f"{part:.0%} step {step} " + " ".join(f"{k} {v:.3f}" for k, v in means.items()))
+        if part - saved >= 0.05:
+            saved = part
+            save_weights(trainer.model, checkpoint, {"part": repr(part)})
+            progress.note(f"{part:.0%} step {step + 1} " + " ".join(f"{k} {v:.3f}" for k, v in means.items()))
     progress.finish()
+
+
+def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write all weights of `model` to `path`, whole or not at all."""
+    with staged(path, folder=False) as file:
+        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file, metadata)
+
+
+def _resume(model: nn.Module, checkpoint: Path) -> float:
+    """Load a checkpoint if there is one; the share of the phase that it has behind it."""
+    if not checkpoint.exists():
+        return 0.0
+    with safe_open(checkpoint, "pt") as file:
+        part = float(file.metadata()["part"])
+    model.load_state_dict(load_file(checkpoint))
+    return part
 
 
 def resize_positions(model: Any, size: int) -> Any:
@@ -314,7 +347,6 @@ def probe(trainer: Pretrainer, views: SceneViews, size: int, count: int = 200) -
 
 def main() -> None:
     """Render, train and save checkpoints; `adapt.pretrain_export` turns them into the shipped folders."""
-    from safetensors.torch import load_file, save_file
     from transformers import AutoTokenizer
 
     from foveal.world import kinds
@@ -357,12 +389,15 @@ def main() -> None:
             model.load_state_dict(load_file(checkpoint))
             continue
         trainer = Pretrainer(model, tokenizer, device)
-        train_phase(trainer, views, kinds("base"), phase, args.minutes * 60 * phase.share, args.seed + number, progress)
+        partial = args.out / f"{phase.name}.partial.safetensors"
+        seconds = args.minutes * 60 * phase.share
+        train_phase(trainer, views, kinds("base"), phase, seconds, args.seed + number, progress, partial)
         figures = {domain: probe(trainer, check, phase.size) for domain, check in checks.items()}
         progress.note(f"{phase.name}: {json.dumps(figures)}")
         model = model.cpu()
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, checkpoint)
         (args.out / f"{phase.name}.json").write_text(json.dumps(figures, indent=2))
+        save_weights(model, checkpoint)
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

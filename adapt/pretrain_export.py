@@ -141,7 +141,9 @@ patch names their kind, mean generalised IoU of that patch's box):
 def _agree(what: str, ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> None:
     worst = float(np.abs(ours - theirs).max())
     if worst > TOLERANCE:
-        raise IntegrityError(f"exported {what} differs from its checkpoint", expected=f"<= {TOLERANCE}", received=f"{worst:g}")
+        raise IntegrityError(
+            f"exported {what} differs from its checkpoint", expected=f"<= {TOLERANCE}", received=f"{worst:g}"
+        )
 
 
 def export_clip(work: Path, out: Path, recipe: dict[str, Any]) -> None:
@@ -197,7 +199,9 @@ def export_owl(work: Path, out: Path, recipe: dict[str, Any]) -> None:
         with torch.inference_mode():
             feature, reloaded = (m.image_embedder(pixels)[0] for m in (model, loaded))
             bias = model.compute_box_bias(*feature.shape[1:3])
-            boxes, again = ((m.box_head(f.flatten(1, 2)) + bias).sigmoid() for m, f in ((model, feature), (loaded, reloaded)))
+            boxes, again = (
+                (m.box_head(f.flatten(1, 2)) + bias).sigmoid() for m, f in ((model, feature), (loaded, reloaded))
+            )
             _agree("boxes", again.numpy(), boxes.numpy())
         seal(folder, name="bundled-owl", kind="open-detector", config=recipe, metrics=figures, licence=LICENCE)
 

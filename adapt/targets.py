@@ -45,7 +45,9 @@ def choose(model: nn.Module, towers: Collection[Tower], wanted: Sequence[str] | 
     """
     names = linear_modules(model, towers)
     if not names:
-        raise BadInput("the model has no linear layer to adapt", expected=f"a transformer as {' or '.join(towers)} tower")
+        raise BadInput(
+            "the model has no linear layer to adapt", expected=f"a transformer as {' or '.join(towers)} tower"
+        )
     if wanted is None:
         return names
     leaves = {name.rsplit(".", 1)[-1] for name in names}

@@ -22,9 +22,7 @@ WORD_END = "</w>"
 SMALLEST_VOCABULARY = 2 * 256 + 3
 
 
-def build_tokenizer(
-    sentences: Iterable[str], folder: Path, vocab_size: int = 1024, context_length: int = 32
-) -> int:
+def build_tokenizer(sentences: Iterable[str], folder: Path, vocab_size: int = 1024, context_length: int = 32) -> int:
     """Train a byte-level BPE on `sentences` and save it into `folder`; returns the size of the vocabulary it reached.
 
     The size falls short of `vocab_size` when the sentences hold too few distinct words.
@@ -35,7 +33,9 @@ def build_tokenizer(
     from transformers import CLIPTokenizer
 
     if vocab_size < SMALLEST_VOCABULARY:
-        raise BadInput("the vocabulary is too small", expected=f"at least {SMALLEST_VOCABULARY}", received=str(vocab_size))
+        raise BadInput(
+            "the vocabulary is too small", expected=f"at least {SMALLEST_VOCABULARY}", received=str(vocab_size)
+        )
     merges = _learn_merges(sentences, vocab_size)
     alphabet = _byte_alphabet()
     words = [*alphabet, *(letter + WORD_END for letter in alphabet), *("".join(pair) for pair in merges)]

@@ -1,8 +1,8 @@
 """Training images in memory, and the random views of them that a student sees.
 
-Images are stretched to one small square and kept as uint8, so an epoch decodes nothing. A view is one affine warp (scale,
-stretch, shift, mirror) or a mosaic of four (arXiv 2004.10934), then a random colour matrix: brightness, contrast,
-saturation and tint in one pass.
+Images are stretched to one small square and kept as uint8, so an epoch decodes nothing. A view is one affine warp
+(scale, stretch, shift, mirror) or a mosaic of four (arXiv 2004.10934), then a random colour matrix: brightness,
+contrast, saturation and tint in one pass.
 
 Shape letters: M images, K cache side, S view side, N boxes.
 """
@@ -10,6 +10,7 @@ Shape letters: M images, K cache side, S view side, N boxes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,9 +19,10 @@ from PIL import Image
 
 from foveal.dataset import Dataset
 from foveal.detections import BoolArray, Detections, FloatArray, IntArray
-from foveal.errors import BadInput
-from foveal.progress import Progress
+from foveal.errors import BadImage, BadInput
+from foveal.progress import Progress, track
 
+Review = Literal["ignore", "drop", "learn"]  # what boxes under review become
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 GREY = (114, 114, 114)  # fill outside the image, as in the YOLO family
 VISIBLE = 0.35  # a box cut below this share of its area is neither there nor absent: it is ignored
@@ -36,60 +38,73 @@ class Labels:
     ignore: BoolArray  # (N,) True: inside the box nothing is learned
 
     @classmethod
-    def of(cls, truth: Detections, width: int, height: int) -> Labels:
-        """Labels from truth or pseudo-labels: rejected boxes leave, boxes under review are ignored, the rest are
-        positives weighted by their calibrated probability (1 where there is none). Boxes without area are dropped."""
+    def of(cls, truth: Detections, width: int, height: int, *, soft: bool = True, review: Review = "ignore") -> Labels:
+        """Labels from truth or pseudo-labels: rejected boxes leave, accepted ones and those without a route are
+        positives, weighted when `soft` by their calibrated probability. Boxes without area are dropped."""
         routes = [p.route for p in truth.provenance] if truth.provenance is not None else [None] * len(truth)
         scale = np.array([width, height, width, height], dtype=np.float32)
         boxes = np.clip(truth.boxes / scale, 0, 1)
-        keep = np.array([route != "reject" for route in routes], dtype=bool) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        weights = np.ones(len(truth), dtype=np.float32) if truth.probabilities is None else truth.probabilities
-        ignore = np.array([route == "review" for route in routes], dtype=bool)
+        unwanted = ("reject", "review") if review == "drop" else ("reject",)
+        keep = np.array([route not in unwanted for route in routes], dtype=bool)
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        weights = np.ones(len(truth), dtype=np.float32)
+        if soft and truth.probabilities is not None:
+            weights = truth.probabilities
+        ignore = np.array([route == "review" and review == "ignore" for route in routes], dtype=bool)
         return cls(boxes[keep], truth.labels[keep], weights[keep].astype(np.float32), ignore[keep])
 
 
 class ImageCache:
-    """Every image of a dataset as a uint8 square, with its labels.
+    """Every labelled image of a dataset as a uint8 square, with its labels; `skipped` lists the unreadable ones.
 
     Args:
-        dataset: images with truth or pseudo-labels.
+        dataset: images with truth or pseudo-labels; those that nobody looked at (truth None) are left out.
         side: K, the side they are stretched to.
+        soft: weigh each box by its calibrated probability.
+        review: what boxes under review become: regions without a lesson, nothing, or positives.
         max_bytes: refuse to hold more than this.
 
     Raises:
-        BadInput: the dataset is empty, has no positive box, or would not fit in `max_bytes`.
+        BadInput: no labelled image, no positive box, or more pixels than fit in `max_bytes`.
     """
 
     def __init__(
-        self, dataset: Dataset, side: int, *, max_bytes: int = 4 << 30, progress: Progress | None = None
+        self,
+        dataset: Dataset,
+        side: int,
+        *,
+        soft: bool = True,
+        review: Review = "ignore",
+        max_bytes: int = 4 << 30,
+        progress: Progress | None = None,
     ) -> None:
         need = len(dataset) * side * side * 3
-        if len(dataset) == 0:
-            raise BadInput("the training dataset is empty", expected="at least one image")
         if need > max_bytes:
             raise BadInput(
                 f"{len(dataset)} images at {side} px need {need >> 20} MiB of memory",
                 expected=f"at most {max_bytes >> 20} MiB",
                 remedy="Train on a subset, or at a smaller size.",
             )
-        self.pixels: npt.NDArray[np.uint8] = np.empty((len(dataset), side, side, 3), dtype=np.uint8)
+        pixels: npt.NDArray[np.uint8] = np.empty((len(dataset), side, side, 3), dtype=np.uint8)
         self.labels: list[Labels] = []
-        if progress:
-            progress.start("read training images", len(dataset))
-        for row, sample in enumerate(dataset):
-            image = sample.image()
-            self.pixels[row] = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
-            self.labels.append(
-                Labels.of(sample.truth if sample.truth is not None else Detections.empty(dataset.classes), *image.size)
-            )
-            if progress:
-                progress.advance()
-        if progress:
-            progress.finish()
+        self.skipped: list[tuple[str, str]] = []
+        for sample in track(progress, dataset, "read training images", len(dataset)):
+            if sample.truth is None:
+                continue
+            try:
+                image = sample.image()
+            except BadImage as error:
+                self.skipped.append((sample.id, str(error)))
+                continue
+            small = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+            pixels[len(self.labels)] = np.asarray(small)
+            self.labels.append(Labels.of(sample.truth, *image.size, soft=soft, review=review))
+        self.pixels = pixels[: len(self.labels)]
         self.positives = sum(int((~item.ignore).sum()) for item in self.labels)
+        self.ignored = sum(int(item.ignore.sum()) for item in self.labels)
         if self.positives == 0:
             raise BadInput(
-                "the training dataset has no box to learn from",
+                f"there is nothing to learn from in {len(self.labels)} labelled images",
                 expected="at least one accepted box",
                 remedy="Lower the target precision of the ontology, or add gold images.",
             )
@@ -172,10 +187,8 @@ class Augment:
         extent = cut[:, 2:] - cut[:, :2]
         seen = extent.prod(1) / np.maximum((whole[:, 2:] - whole[:, :2]).prod(1), 1e-9)
         keep = (extent > 2.0).all(1)
-        moved = ((cut + [x1, y1, x1, y1]) / side).astype(np.float32)
-        return Labels(
-            moved[keep], labels.labels[keep], labels.weights[keep], (labels.ignore | (seen < VISIBLE))[keep]
-        )
+        moved = ((cut + np.array([x1, y1, x1, y1])) / side).astype(np.float32)
+        return Labels(moved[keep], labels.labels[keep], labels.weights[keep], (labels.ignore | (seen < VISIBLE))[keep])
 
     def _recolour(self, image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         gain = 1 + rng.uniform(-self.brightness, self.brightness)
@@ -188,6 +201,10 @@ class Augment:
         return cv2.transform(image, np.concatenate([matrix, np.full((3, 1), offset)], 1).astype(np.float32))
 
 
+# The image as it is.
+STILL = Augment(0, (1, 1), stretch=0, shift=0, mirror=False, brightness=0, contrast=0, saturation=0, tint=0)
+
+
 def collate(views: list[tuple[npt.NDArray[np.uint8], Labels]]) -> dict[str, npt.NDArray[np.generic]]:
     """Views as one padded batch: images (B, 3, S, S) uint8, boxes (B, N, 4), labels, weights and ignore (B, N)."""
     count = max(1, max(len(item.labels) for _, item in views))
@@ -197,6 +214,7 @@ def collate(views: list[tuple[npt.NDArray[np.uint8], Labels]]) -> dict[str, npt.
     weights, ignore = np.zeros((batch, count), np.float32), np.zeros((batch, count), bool)
     for row, (_, item) in enumerate(views):
         n = len(item.labels)
-        boxes[row, :n], labels[row, :n], weights[row, :n], ignore[row, :n] = item.boxes, item.labels, item.weights, item.ignore
+        boxes[row, :n], labels[row, :n] = item.boxes, item.labels
+        weights[row, :n], ignore[row, :n] = item.weights, item.ignore
     images = np.stack([image for image, _ in views]).transpose(0, 3, 1, 2)
     return {"images": images, "boxes": boxes, "labels": labels, "weights": weights, "ignore": ignore}

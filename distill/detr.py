@@ -245,8 +245,8 @@ def scaled(
 
 def covered(boxes: Tensor, regions: Tensor) -> Tensor:
     """The largest share of each box (Q, 4) that one region (K, 4) covers -> (Q,); both xyxy."""
-    overlap = (torch.minimum(boxes[:, None, 2:], regions[:, 2:]) - torch.maximum(boxes[:, None, :2], regions[:, :2])).clamp(min=0)
+    low, high = torch.maximum(boxes[:, None, :2], regions[:, :2]), torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     area = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-6).prod(1)
-    share = overlap.prod(2) / area[:, None]
+    share = (high - low).clamp(min=0).prod(2) / area[:, None]
     # A small region in the middle of a large box speaks for that box too when the two nearly coincide.
     return torch.maximum(share, box_iou(boxes, regions)).amax(1)

@@ -61,7 +61,9 @@ class Bank:
         similarity = queries @ self.vectors.T
         result: list[tuple[Neighbour, ...]] = []
         for row, label in zip(similarity, labels.tolist(), strict=True):
-            nearest = np.argsort(-row, kind="stable")[:count].tolist()
+            # Several crops of one box count as one neighbour.
+            best = {self.ids[e]: e for e in reversed(np.argsort(-row, kind="stable").tolist())}
+            nearest = sorted(best.values(), key=lambda e: -row[e])[:count]
             result.append(
                 tuple(
                     Neighbour(
@@ -205,7 +207,7 @@ def gold_exemplars(gold: Sequence[GoldImage], names: Sequence[str], space: str) 
             vectors.append(found[i])
             labels.append(int(truth[i]))
             images.append(image.id)
-            ids.append(f"{image.id}#{i}")
+            ids.append(f"{image.id}#candidate{i}")
     if not vectors:
         return None
     return Bank(np.stack(vectors), np.array(labels, dtype=np.int64), tuple(images), tuple(ids))
@@ -228,9 +230,7 @@ def fit_judge(
 ) -> tuple[Judge, GoldVerdicts]:
     """The judge fitted on all gold candidates, and its out-of-fold verdicts on them."""
     regions, crops = regions and banks.regions is not None, crops and banks.crops is not None
-    evidence = [
-        gather(g.found, banks, len(names), regions=regions, crops=crops, without=g.id) for g in gold
-    ]
+    evidence = [gather(g.found, banks, len(names), regions=regions, crops=crops, without=g.id) for g in gold]
     pooled = Evidence(np.concatenate([e.per_class for e in evidence]), np.concatenate([e.per_box for e in evidence]))
     truth = np.concatenate(targets(gold, names))
     images = np.concatenate([np.full(len(g.found), i, dtype=np.int64) for i, g in enumerate(gold)])
@@ -241,9 +241,7 @@ def fit_judge(
         result = np.zeros((len(truth), len(names)))
         for f in np.unique(fold).tolist():
             held = fold == f
-            model = Verifier.fit(
-                pooled[~held], truth[~held], signs=class_signs, box_signs=box_signs, strength=strength
-            )
+            model = Verifier.fit(pooled[~held], truth[~held], signs=class_signs, box_signs=box_signs, strength=strength)
             result[held] = model.probabilities(pooled[held])
         return result
 
@@ -257,7 +255,10 @@ def fit_judge(
     for f in np.unique(fold).tolist():
         held = fold == f
         partial = Calibrator.fit(
-            raw.probabilities[~held], correct[~held], [n for n, h in zip(label_names, held, strict=True) if not h], shrinkage=4.0
+            raw.probabilities[~held],
+            correct[~held],
+            [n for n, h in zip(label_names, held, strict=True) if not h],
+            shrinkage=4.0,
         )
         cross[held] = partial(raw.probabilities[held], [n for n, h in zip(label_names, held, strict=True) if h])
     verifier = Verifier.fit(pooled, truth, signs=class_signs, box_signs=box_signs, strength=strength)

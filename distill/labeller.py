@@ -27,7 +27,7 @@ from distill.ontology import Ontology
 from distill.routing import Routing, choose_routing, review_values
 from distill.teacher import Candidates, DenseDetector, candidates
 from foveal.dataset import Dataset
-from foveal.detections import Detections, FloatArray, IntArray, Neighbour, Provenance, Route, pairwise_iou
+from foveal.detections import Detections, FloatArray, IntArray, Neighbour, Provenance, pairwise_iou
 from foveal.errors import BadImage, BadInput
 from foveal.models import OpenDetector
 from foveal.progress import Progress, track
@@ -184,9 +184,7 @@ def see(
     )
     if memory is None:
         return found
-    return [
-        with_crops(item, memory.embed(image, item.boxes)) for item, image in zip(found, images, strict=True)
-    ]
+    return [with_crops(item, memory.embed(image, item.boxes)) for item, image in zip(found, images, strict=True)]
 
 
 def survivors(boxes: FloatArray, verdicts: Verdicts, ontology: Ontology, nms_iou: float) -> IntArray:
@@ -335,6 +333,7 @@ def save_banks(banks: Banks, path: Path) -> None:
 def load_banks(path: Path) -> Banks:
     """The exemplars `save_banks` wrote."""
     with np.load(path, allow_pickle=False) as arrays:
+
         def bank(name: str) -> Bank | None:
             if f"{name}_vectors" not in arrays:
                 return None
@@ -346,4 +345,3 @@ def load_banks(path: Path) -> Banks:
             )
 
         return Banks(bank("regions"), bank("crops"))
-

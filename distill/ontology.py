@@ -22,7 +22,9 @@ class OntologyClass(BaseModel):
 
     name: Text = Field(description="The label as it stands in the data.")
     prompts: tuple[Text, ...] = Field((), description="What the teacher is asked for; the name itself when empty.")
-    negative_prompts: tuple[Text, ...] = Field((), description="Look-alikes: a box that fits one of these better loses.")
+    negative_prompts: tuple[Text, ...] = Field(
+        (), description="Look-alikes: a box that fits one of these better loses."
+    )
     min_size: float = Field(0.0, ge=0, description="Shorter side in pixels below which a box is not labelled.")
     target_precision: float | None = Field(None, gt=0, lt=1, description="In place of the job's own target.")
     guideline: str = Field("", description="What annotators are told; travels with the labels.")
@@ -57,7 +59,9 @@ class Ontology(BaseModel):
         for item in classes:
             key = item.name.casefold()
             if key in names:
-                raise ValueError(f"class {item.name!r} is listed twice (as {names[key]!r} before); names are compared without case")
+                raise ValueError(
+                    f"class {item.name!r} is listed twice (as {names[key]!r} before); names are compared without case"
+                )
             names[key] = item.name
             for prompt in dict.fromkeys(p.casefold() for p in item.asked):
                 if prompt in prompts:
@@ -79,7 +83,9 @@ class Ontology(BaseModel):
         """Every text a teacher is asked for, classes first, each once (compared without case)."""
         listed = [p for c in self.classes for p in c.asked]
         listed += [p for c in self.classes for p in c.negative_prompts] + list(self.negative_prompts)
-        return tuple({p.casefold(): p for p in reversed(listed)}[k] for k in dict.fromkeys(p.casefold() for p in listed))
+        return tuple(
+            {p.casefold(): p for p in reversed(listed)}[k] for k in dict.fromkeys(p.casefold() for p in listed)
+        )
 
     def classes_of_prompts(self) -> list[int | None]:
         """For each of `prompts` the index of its class; None for one that is only a negative prompt."""

@@ -19,8 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distill.judge import Judge
 from distill.journal import Journal, Record
+from distill.judge import Judge
 from distill.labeller import (
     GoldSummary,
     Labelled,
@@ -127,7 +127,12 @@ def prelabel(
                 name=out.name,
                 kind="prelabels",
                 parents=[labeller.fingerprint, *([memory.fingerprint] if memory is not None else [])],
-                data={"source": source.fingerprint, "gold": gold.fingerprint, "images": len(source), "gold_images": len(gold)},
+                data={
+                    "source": source.fingerprint,
+                    "gold": gold.fingerprint,
+                    "images": len(source),
+                    "gold_images": len(gold),
+                },
                 config={**settings.model_dump(), "ontology": ontology.model_dump(mode="json")},
                 metrics={"gold": gold_report, "boxes": report.boxes, "expected_precision": report.expected_precision},
             )
@@ -161,7 +166,9 @@ def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory
     config = dict(manifest.config)
     ontology = Ontology.model_validate(config.pop("ontology"))
     labeller, _ = _restored(out, ontology, teacher, memory, PrelabelSettings(**config))
-    if labeller.fingerprint not in manifest.parents or (memory is not None and memory.fingerprint not in manifest.parents):
+    if labeller.fingerprint not in manifest.parents or (
+        memory is not None and memory.fingerprint not in manifest.parents
+    ):
         raise BadInput(
             f"{out} was made with another teacher or memory",
             expected=", ".join(manifest.parents),

@@ -38,7 +38,9 @@ PREDICTIONS, ACCEPTED, LABEL_STUDIO, REVIEW = (
 TASKS_A_FILE = 2000
 
 
-def write_prelabels(folder: Path, source: Dataset, journal: Journal, classes: Sequence[str], ontology: Ontology) -> None:
+def write_prelabels(
+    folder: Path, source: Dataset, journal: Journal, classes: Sequence[str], ontology: Ontology
+) -> None:
     """Write all files for people and trainers into `folder` from the journal, whose records follow `source`."""
     guidelines = {c.name: c.guideline for c in ontology.classes if c.guideline}
     _write_coco(folder / PREDICTIONS, source, journal, classes, guidelines, lambda box: True)
@@ -72,10 +74,10 @@ def load_prelabels(out: str | Path) -> list[tuple[Sample, Detections]]:
     """
     path = Path(out) / PREDICTIONS
     if not path.is_file():
-        raise BadInput(f"{out} holds no pre-labels", expected=f"a folder with {PREDICTIONS}, as `foveal prelabel` writes")
-    return [
-        (replace(sample, truth=None), sample.truth) for sample in coco.read(path) if sample.truth is not None
-    ]
+        raise BadInput(
+            f"{out} holds no pre-labels", expected=f"a folder with {PREDICTIONS}, as `foveal prelabel` writes"
+        )
+    return [(replace(sample, truth=None), sample.truth) for sample in coco.read(path) if sample.truth is not None]
 
 
 def records(out: str | Path) -> Iterator[Record]:

@@ -36,7 +36,7 @@ from foveal.runtime import pick_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WEIGHTS, CARD = "model.safetensors", "student.json"
+WEIGHTS, CARD, SAMPLES = "model.safetensors", "student.json", "samples"
 
 
 class Student(nn.Module, ABC):
@@ -69,11 +69,13 @@ class DenseStudent(Student):
 
     family, nms_iou = "fcos", 0.6
 
-    def __init__(self, name: str, classes: Sequence[str], size: int, shape: dict[str, Any], init: str = "scratch") -> None:
+    def __init__(
+        self, name: str, classes: Sequence[str], size: int, shape: dict[str, Any], init: str = "scratch"
+    ) -> None:
         super().__init__(name, classes, size, init)
         self.shape = shape
         body = ResNetBody(shape["widths"], shape["depths"]) if shape["body"] == "resnet" else MobileNetBody()
-        self.net = Fcos(body, len(classes), shape["width"], shape["convs"])
+        self.net = Fcos(body, len(classes), shape["width"], shape["convs"], size)
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
         return fcos_loss(*self.net(images), targets)
@@ -236,6 +238,43 @@ def _rebuild(card: dict[str, Any]) -> Student:
     return DetrStudent(name, classes, size, AutoModelForObjectDetection.from_config(config), card["init"])
 
 
+def identity(student: str) -> str:
+    """What a run is known by: the name, or the fingerprint of the folder it starts from."""
+    folder = Path(student)
+    return f"student:{artifacts.read(folder).fingerprint}" if folder.is_dir() else student
+
+
+def start(student: str, classes: Sequence[str], size: int | None) -> Student:
+    """A new student by name, or one that starts from the weights in an earlier student's folder.
+
+    Raises:
+        UnknownName, Unavailable, BadInput: as `build` and `restore`.
+    """
+    if not Path(student).is_dir():
+        return build(student, classes, size)
+    earlier, manifest = restore(Path(student))
+    net = _like(earlier, classes, size or earlier.size)
+    shared = [(i, earlier.classes.index(name)) for i, name in enumerate(classes) if name in earlier.classes]
+    weights, target = unique_state(earlier), unique_state(net)
+    for name, value in target.items():
+        old = weights.get(name)
+        head = any(word in name for word in ("class_", "enc_score_head", "denoising_class"))
+        if old is not None and head and old.shape[1:] == value.shape[1:] and len(old) >= len(earlier.classes):
+            for new_row, old_row in shared:  # a class that both know keeps its row, a new one starts afresh
+                value[new_row] = old[old_row]
+        elif old is not None and old.shape == value.shape:
+            value.copy_(old)
+    net.load_state_dict(target, strict=False)
+    net.init = f"student:{manifest.fingerprint}"
+    return net
+
+
+def _like(earlier: Student, classes: Sequence[str], size: int) -> Student:
+    if isinstance(earlier, DenseStudent):
+        return DenseStudent(earlier.name, classes, size, earlier.shape)
+    return build(earlier.name, classes, size)
+
+
 class StudentDetector:
     """A trained student as a `Detector`, in PyTorch: what exported forms are compared with."""
 
@@ -251,9 +290,8 @@ class StudentDetector:
             pixels = torch.from_numpy(np.stack([stretched(image, self.student.size) for image in part]))
             with torch.inference_mode():
                 boxes, scores = self.student.predict(pixels.to(self.device))
-            sizes = [image.size for image in part]
-            answer = decode(boxes.cpu().numpy(), scores.cpu().numpy(), sizes, self.classes, threshold, self.student.nms_iou)
-            found.extend(answer)
+            sizes, iou = [image.size for image in part], self.student.nms_iou
+            found += decode(boxes.cpu().numpy(), scores.cpu().numpy(), sizes, self.classes, threshold, iou)
         return found
 
 

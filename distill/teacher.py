@@ -101,7 +101,9 @@ def look(
         scores[np.arange(len(found)), found.labels] = found.scores
         # Boxes of one object, one a prompt: let each know what was said of the others.
         same = pairwise_iou(found.boxes, found.boxes) >= SAME_BOX
-        shared = np.stack([np.where(same, scores[:, p], 0.0).max(axis=1, initial=0.0) for p in range(len(prompts))], axis=1)
+        shared = np.stack(
+            [np.where(same, scores[:, p], 0.0).max(axis=1, initial=0.0) for p in range(len(prompts))], axis=1
+        )
         result.append(Dense(found.boxes, shared.astype(np.float32)))
     return result
 

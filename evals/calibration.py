@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression, minimize
+from scipy.optimize import isotonic_regression
 
 from evals.intervals import smallest_sample, wilson
 from foveal.errors import BadInput
@@ -67,7 +67,11 @@ def _binned(p: Array, y: Array, edges: Array, place: npt.NDArray[np.intp]) -> li
         inside = place == b
         result.append(
             ReliabilityBin(
-                float(edges[b]), float(edges[b + 1]), int(inside.sum()), float(p[inside].mean()), float(y[inside].mean())
+                float(edges[b]),
+                float(edges[b + 1]),
+                int(inside.sum()),
+                float(p[inside].mean()),
+                float(y[inside].mean()),
             )
         )
     return result
@@ -163,15 +167,21 @@ class Calibrator:
     @classmethod
     def _platt(cls, s: Array, target: Array) -> Calibrator:
         x = logit(s)
-
-        def loss(w: Array) -> tuple[float, Array]:
-            z = w[0] * x + w[1]
-            error = sigmoid(z) - target
-            value = float(np.sum(np.logaddexp(0, z) - target * z)) + 0.5 * 0.01 * float((w[0] - 1) ** 2)
-            return value, np.array([error @ x + 0.01 * (w[0] - 1), error.sum()])
-
-        found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, None), (None, None)])
-        return cls("platt", slope=float(found.x[0]), intercept=float(found.x[1]))
+        pull = np.array([0.01, 0.0])  # a faint prior that scores mean what they say
+        w = np.array([1.0, 0.0])
+        for _ in range(50):  # Newton with halved steps: the penalised likelihood is concave in both
+            p = sigmoid(w[0] * x + w[1])
+            error, weight = p - target, p * (1 - p)
+            gradient = np.array([error @ x, error.sum()]) + pull * (w - [1.0, 0.0])
+            cross = weight @ x
+            curvature = np.array([[weight @ (x * x), cross], [cross, weight.sum()]]) + np.diag(pull + 1e-9)
+            step = np.linalg.solve(curvature, gradient)
+            w = w - step * min(1.0, 2.0 / max(float(np.abs(step).max()), 1e-12))
+            if np.abs(step).max() < 1e-8:
+                break
+        if w[0] < 0:  # scores that mislead tell nothing: the prior alone
+            return cls("platt", slope=0.0, intercept=float(logit(target.mean())))
+        return cls("platt", slope=float(w[0]), intercept=float(w[1]))
 
     @classmethod
     def _isotonic(cls, s: Array, y: Array) -> Calibrator:
@@ -292,5 +302,7 @@ def threshold_for_precision(
     if len(p) < need:
         reason = f"too small to promise {target:g} with {confidence:.0%} confidence: {len(p)} predictions, at least {need} needed"
     else:
-        reason = f"precision of {target:g} is estimated, not proven with {confidence:.0%} confidence: label more gold images"
+        reason = (
+            f"precision of {target:g} is estimated, not proven with {confidence:.0%} confidence: label more gold images"
+        )
     return choice(met[-1], False, reason)

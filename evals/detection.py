@@ -293,4 +293,3 @@ def _same_length(predictions: Sequence[Detections], truth: Sequence[Detections])
             expected=f"{len(truth)} entries, one an image, in the truth's order",
             received=str(len(predictions)),
         )
-

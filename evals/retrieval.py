@@ -46,7 +46,7 @@ def recall_at_k(
 def evaluate(
     encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress: Progress | None = None
 ) -> dict[str, float]:
-    """Every caption searches the images (`recall_at_1` ...) and every image the captions (`image_to_text_recall_at_1`...).
+    """Every caption searches the images (`recall_at_1`...), every image the captions (`image_to_text_recall_at_1`...).
 
     Images that share a caption word for word are all right answers to it.
 
@@ -84,7 +84,9 @@ def evaluate(
 
 def _check(query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]) -> None:
     if len(query) != len(positives) or not len(query):
-        raise BadInput("one set of positives per query is needed", expected=str(len(query)), received=str(len(positives)))
+        raise BadInput(
+            "one set of positives per query is needed", expected=str(len(query)), received=str(len(positives))
+        )
     for i, wanted in enumerate(positives):
         if not wanted or min(wanted) < 0 or max(wanted) >= len(gallery):
             raise BadInput(f"query {i} has no valid positive", expected=f"indices in 0..{len(gallery) - 1}")

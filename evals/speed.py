@@ -32,7 +32,9 @@ def latency(fn: Callable[[], object], *, warmup: int = 3, runs: int = 50) -> dic
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "mean_ms": float(times.mean()), "runs": float(runs)}
 
 
-def over_items(fn: Callable[[Any], object], items: Sequence[Any], *, warmup: int = 3, runs: int = 50) -> dict[str, float]:
+def over_items(
+    fn: Callable[[Any], object], items: Sequence[Any], *, warmup: int = 3, runs: int = 50
+) -> dict[str, float]:
     """As `latency`, each call on the next of `items` in turn, so no cache answers for the model."""
     if not items:
         raise BadInput("nothing to time", expected="at least one item")

@@ -84,7 +84,7 @@ class SplitAttention(nn.Module):
 
 
 def split_attention(model: nn.Module) -> nn.Module:
-    """Replace every fused self-attention of `model` by `SplitAttention`, in place; the weights stay the same tensors."""
+    """Replace each fused self-attention of `model` by `SplitAttention`, in place; the weights stay the same tensors."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None and module.bias_k is None:
             _replace(model, name, SplitAttention(module))
@@ -123,7 +123,9 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(folder / WEIGHTS)
     except SafetensorError as error:
-        raise BadInput(f"{folder / WEIGHTS} cannot be read: {error}", remedy="Copy or train the adapter again.") from error
+        raise BadInput(
+            f"{folder / WEIGHTS} cannot be read: {error}", remedy="Copy or train the adapter again."
+        ) from error
 
 
 def apply(model: nn.Module, folder: Path, base_fingerprint: str) -> nn.Module:

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from foveal import __version__
 from foveal.errors import BadInput, FovealError
+from foveal.printing import Json, emit, emit_rows
+from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir, registry_app
 
 if TYPE_CHECKING:
+    from foveal.detections import Detections
     from foveal.progress import Progress
 
 DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
-DEFAULT_REGISTRY = Path("runs/registry")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
+]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
-RegistryDir = Annotated[Path, typer.Option("--registry", metavar="DIR", help="Folder of registered artifacts.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 
 app = typer.Typer(
@@ -39,7 +39,6 @@ app = typer.Typer(
 adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
-registry_app = typer.Typer(no_args_is_help=True, help="Versions of what was made, and which one is in production.")
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 app.add_typer(eval_app, name="eval")
@@ -80,7 +79,7 @@ def quickstart(
 
     report = run(out, load(QuickstartSettings, config, overrides or ()), fresh=fresh, demo=demo, progress=_progress())
     if json_:
-        _emit(report, True)
+        emit(report, True)
     if not report["gate"]["passed"]:
         raise typer.Exit(1)
 
@@ -104,9 +103,9 @@ def world(
 
     progress = _progress()
     progress.start(f"render {domain}", count)
-    write(out, domain, count, seed, size, labels, progress.advance, workers)
+    write(out, domain, count, seed, size, labels, lambda _: progress.advance(), workers)
     progress.finish()
-    _emit({"out": str(out), "images": count}, json_)
+    emit({"out": str(out), "images": count}, json_)
 
 
 @adapt_app.command("clip")
@@ -137,7 +136,7 @@ def adapt_clip(
         validation=Dataset.open(validation) if validation else None,
         fresh=fresh,
     )
-    _emit(report.model_dump(mode="json", exclude={"losses"}), json_)
+    emit(report.model_dump(mode="json", exclude={"losses"}), json_)
 
 
 @archive_app.command("add")
@@ -162,7 +161,7 @@ def archive_add(
         model = load_encoder(reference)
         opened = Archive.create(archive, model, reference=reference)
     report = opened.add(sources, model, _progress())
-    _emit(
+    emit(
         {
             "archive": str(archive),
             "encoder": opened.encoder,
@@ -184,7 +183,9 @@ def archive_search(
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
-    filter: Annotated[str | None, typer.Option(metavar="EXPR", help="SQL over metadata, e.g. \"camera = 'cam-11'\".")] = None,
+    filter: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="SQL over metadata, e.g. \"camera = 'cam-11'\".")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
     json_: Json = False,
 ) -> None:
@@ -201,9 +202,9 @@ def archive_search(
     hits = opened.search(query, load_encoder(opened.encoder))
     rows = [{"similarity": round(h.similarity, 4), "id": h.id, "uri": h.uri, **h.metadata} for h in hits]
     if json_:
-        _emit({"hits": [asdict(h) for h in hits]}, True)
+        emit({"hits": [asdict(h) for h in hits]}, True)
     else:
-        _table(rows)
+        emit_rows(rows)
 
 
 @archive_app.command("check")
@@ -219,7 +220,7 @@ def archive_check(
     from retrieval.archive import Archive
 
     report = Archive.open(archive).check(_progress(), repair=repair)
-    _emit(asdict(report), json_)
+    emit(asdict(report), json_)
     if not report.ok:
         raise typer.Exit(1)
 
@@ -250,16 +251,19 @@ def prelabel(
 
     settings = load(PrelabelSettings, config, overrides or ())
     classes, gold_set = Ontology.load(ontology), Dataset.open(gold)
-    memory = ExemplarMemory.build(load_encoder(encoder), gold_set)
-    report = label(source, classes, load_open_detector(teacher), gold_set, memory, out, settings, _progress())
-    _emit(report.to_json(), json_)
+    found, model, progress = load_open_detector(teacher), load_encoder(encoder), _progress()
+    memory = ExemplarMemory.build(model, gold_set, progress=progress)
+    report = label(source, classes, found, gold_set, memory, out, settings, progress)
+    emit(report.to_json(), json_)
 
 
 @app.command()
 def distill(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Pre-labels, or any labelled dataset.")],
     out: OutDir,
-    student: Annotated[str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")] = "fcos-mobilenet",
+    student: Annotated[
+        str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
+    ] = "fcos-mobilenet",
     gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
     config: Config = None,
     overrides: Overrides = None,
@@ -270,12 +274,12 @@ def distill(
 
     Example: foveal distill runs/prelabels --student fcos-mobilenet --out runs/student --set max_seconds=120
     """
-    from distill.train import TrainSettings, train
+    from distill.train import TrainSettings, train, training_set
     from foveal.config import load
     from foveal.dataset import Dataset
 
     report = train(
-        _training_set(dataset),
+        training_set(dataset),
         student,
         out,
         load(TrainSettings, config, overrides or ()),
@@ -283,13 +287,15 @@ def distill(
         gold=Dataset.open(gold) if gold else None,
         fresh=fresh,
     )
-    _emit(report, json_)
+    emit(report, json_)
 
 
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `foveal distill` wrote.")],
-    out: OutDir,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; beside MODEL when left out.")
+    ] = None,
     to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime to export for.")] = "onnx",
     int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
     json_: Json = False,
@@ -299,24 +305,40 @@ def export(
     Example: foveal export runs/student --to onnx --int8 runs/site/images --out runs/student-int8
     """
     from distill.export import export as run
+
     from foveal.dataset import Dataset
 
-    _emit(run(model, out, to, Dataset.open(int8) if int8 else None), json_)
+    out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
+    emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=_progress()), json_)
 
 
 @eval_app.command("detection")
 def eval_detection(
     truth: Annotated[Path, typer.Option(metavar="FILE", help="COCO instances.")],
-    predictions: Annotated[Path, typer.Option(metavar="FILE", help="COCO results list.")],
+    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO results list.")] = None,
+    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to run on the truth's images.")] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
-    """COCO average precision of a predictions file.
+    """COCO average precision of a predictions file, or of a detector.
 
     Example: foveal eval detection --truth truth.json --predictions predictions.json
     """
     from evals.detection import evaluate
 
-    _emit(dict(evaluate(truth, predictions)), json_)
+    if (predictions is None) == (detector is None):
+        raise BadInput("there must be one thing to measure", expected="--predictions FILE or --detector REF")
+    found = predictions if detector is None else _detected(truth, detector, registry)
+    emit(dict(evaluate(truth, found)), json_)
+
+
+def _detected(truth: Path, detector: str, registry: Path) -> list[Detections]:
+    from foveal.dataset import Dataset
+    from foveal.models import load_detector
+    from foveal.progress import track
+
+    model = load_detector(detector, registry)
+    return [model.detect([s.image()], 0.001)[0] for s in track(_progress(), f"run {detector}", Dataset.open(truth))]
 
 
 @eval_app.command("retrieval")
@@ -333,7 +355,7 @@ def eval_retrieval(
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    _emit(evaluate(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+    emit(evaluate(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
 
 
 @eval_app.command("zero-shot")
@@ -350,13 +372,15 @@ def eval_zero_shot(
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    _emit(evaluate_dataset(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+    emit(evaluate_dataset(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
 
 
 @app.command()
 def gate(
     gates: Annotated[Path, typer.Argument(metavar="FILE", help="YAML list of gates.")],
-    results: Annotated[Path, typer.Option(metavar="FILE", help="JSON report that holds the metrics.")],
+    results: Annotated[Path, typer.Option(metavar="FILE", help="JSON report that holds the metrics.")] = Path(
+        "runs/quickstart/report.json"
+    ),
     junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
     json_: Json = False,
 ) -> None:
@@ -373,90 +397,25 @@ def gate(
     if junit is not None:
         report.write_junit(junit)
     if json_:
-        _emit(report.as_dict(), True)
+        emit(report.as_dict(), True)
     else:
         Console().print(report.table())
     if not report.passed:
         raise typer.Exit(report.exit_code)
 
 
-@registry_app.command("list")
-def registry_list(registry: RegistryDir = DEFAULT_REGISTRY, json_: Json = False) -> None:
-    """Every version, with its aliases.
-
-    Example: foveal registry list --registry runs/registry
-    """
-    from foveal.registry import Registry
-
-    entries = [_plain(entry) for entry in Registry(registry).list()]
-    if json_:
-        _emit({"entries": entries}, True)
-    else:
-        _table(entries)
-
-
-@registry_app.command("register")
-def registry_register(
-    folder: Annotated[Path, typer.Argument(help="A sealed artifact folder.")],
-    name: Annotated[str | None, typer.Option(help="Name to register it under.")] = None,
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    json_: Json = False,
-) -> None:
-    """Copy an artifact into the registry as a new version.
-
-    Example: foveal registry register runs/student-int8 --name depot
-    """
-    from foveal.artifacts import read
-    from foveal.registry import Registry
-
-    version = Registry(registry).register(folder, name)
-    _emit({"name": name or read(folder).name, "version": version}, json_)
-
-
-@registry_app.command("promote")
-def registry_promote(
-    name: Annotated[str, typer.Argument(help="Registered name.")],
-    version: Annotated[int, typer.Argument(help="Version to promote.")],
-    alias: Annotated[str, typer.Option(help="Alias to move.")] = "production",
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    json_: Json = False,
-) -> None:
-    """Point an alias at a version.
-
-    Example: foveal registry promote depot 2
-    """
-    from foveal.registry import Registry
-
-    Registry(registry).promote(name, version, alias)
-    _emit({"name": name, "version": version, "alias": alias}, json_)
-
-
-@registry_app.command("rollback")
-def registry_rollback(
-    name: Annotated[str, typer.Argument(help="Registered name.")],
-    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "production",
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    json_: Json = False,
-) -> None:
-    """Point an alias at the version it pointed at before.
-
-    Example: foveal registry rollback depot
-    """
-    from foveal.registry import Registry
-
-    version = Registry(registry).rollback(name, alias)
-    _emit({"name": name, "version": version, "alias": alias}, json_)
-
-
 @app.command()
 def serve(
     archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
-    open_detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")] = None,
+    open_detector: Annotated[
+        str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
+    ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    demo: Annotated[bool, typer.Option(help="Mount the Search and Detect pages at /demo.")] = True,
+    demo: Annotated[bool, typer.Option(help="Mount the Search and Detect pages.")] = True,
+    json_: Json = False,
 ) -> None:
     """Serve search, detection and embeddings over HTTP.
 
@@ -472,11 +431,12 @@ def serve(
         host=host,
         port=port,
         demo=demo,
+        on_ready=lambda url: emit({"url": url}, json_),
     )
 
 
 def main() -> None:
-    """Run the command line: one line for what a user can mend, a traceback only under `--debug`."""
+    """Run the command line: one line for what goes wrong, a traceback only under `--debug`, wherever that stands."""
     debug = "--debug" in sys.argv
     for name, value in (
         ("TOKENIZERS_PARALLELISM", "false"),
@@ -490,22 +450,25 @@ def main() -> None:
         from foveal.runtime import check_rooms
 
         check_rooms()
-        app()
+        app([word for word in sys.argv[1:] if word != "--debug"])
     except FovealError as error:
         _fail(str(error), debug)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:
+            print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        raise
     except OSError as error:
         named = f"{error.filename}: " if error.filename else ""
         remedy = " Free some space and run the same command again." if error.errno == errno.ENOSPC else ""
         _fail(f"{named}{error.strerror or error}.{remedy}", debug)
+    except Exception as error:
+        _fail(f"{type(error).__name__}: {error}. This is a defect; --debug shows the traceback to report.", debug)
 
 
 def _fail(line: str, debug: bool) -> None:
     if debug:
-        raise  # noqa: PLE0704 - called from an except block, which holds the error
-    print(f"error: {line}", file=sys.stderr)
+        raise
+    print(f"error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -513,61 +476,3 @@ def _progress() -> Progress:
     from foveal.progress import RichProgress
 
     return RichProgress()
-
-
-def _training_set(source: str) -> Any:
-    from distill.prelabel import load_prelabels
-    from foveal.dataset import Dataset
-
-    if (Path(source) / "prelabel.json").is_file():
-        return load_prelabels(source)
-    data = Dataset.open(source)
-    if not data.classes:
-        raise BadInput(f"{source} has no boxes to train on", expected="pre-labels or a labelled dataset")
-    return data
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _emit(result: Any, as_json: bool) -> None:
-    """Print a result: one JSON line for programs, aligned names and values for people."""
-    plain = _plain(result)
-    if as_json:
-        print(json.dumps(plain))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for key, value in plain.items():
-        if isinstance(value, float):
-            value = f"{value:.4g}"
-        elif isinstance(value, (dict, list)):
-            value = json.dumps(value) if value else "-"
-        table.add_row(key.replace("_", " "), str(value))
-    Console().print(table)
-
-
-def _table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    if not rows:
-        print("nothing found")
-        return
-    table = Table(box=None, pad_edge=False)
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(json.dumps(v) if isinstance(v, (dict, list)) else str(v) for v in row.values()))
-    Console().print(table)

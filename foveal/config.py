@@ -23,9 +23,11 @@ class _UniqueKeys(yaml.SafeLoader):
 def _mapping(loader: _UniqueKeys, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
     seen: dict[Any, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # `<<: *base`
+            continue
         key = loader.construct_object(key_node, deep=True)
         line = key_node.start_mark.line + 1
-        if isinstance(key, str | int | float) and key in seen and key != "<<":
+        if isinstance(key, str | int | float) and key in seen:
             raise ConfigError(
                 f"{loader.name} names {key!r} twice, at lines {seen[key]} and {line}",
                 remedy="Rename or remove one of them.",

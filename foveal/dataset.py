@@ -285,5 +285,10 @@ def _to_sample(row: dict[str, Any], classes: tuple[str, ...]) -> Sample:
 
 def provenance_from(record: dict[str, Any]) -> Provenance:
     """Provenance from the plain dict that `dataclasses.asdict` makes of it."""
-    neighbours = tuple(Neighbour(**neighbour) for neighbour in record.get("neighbours", ()))
-    return Provenance(**{**record, "teachers": tuple(record.get("teachers", ())), "neighbours": neighbours})
+    return Provenance(
+        model=record["model"],
+        adapter=record.get("adapter"),
+        teachers=tuple(record.get("teachers", ())),
+        neighbours=tuple(Neighbour(**neighbour) for neighbour in record.get("neighbours", ())),
+        route=record.get("route"),
+    )

@@ -74,7 +74,12 @@ def decode(
 
 
 def _decode_one(
-    boxes: FloatArray, scores: FloatArray, size: tuple[int, int], classes: tuple[str, ...], threshold: float, nms_iou: float | None
+    boxes: FloatArray,
+    scores: FloatArray,
+    size: tuple[int, int],
+    classes: tuple[str, ...],
+    threshold: float,
+    nms_iou: float | None,
 ) -> Detections:
     flat = scores.reshape(-1)
     chosen = np.flatnonzero(flat >= threshold)
@@ -106,9 +111,9 @@ class ExportedDetector:
     """A `Detector` over one exported folder.
 
     Args:
-        folder: `model.onnx` or `model.xml`, `detector.json` and `manifest.json`.
-        start: makes the function that runs the model file.
-        threads: of one call; None for every usable core.
+        folder: `model.onnx` or `model.xml` (with `model.bin`), `detector.json` and `manifest.json`.
+        run: calls the model file.
+        threads: that one call uses.
     """
 
     def __init__(self, name: str, folder: Path, card: DetectorCard, fingerprint: str, run: Run, threads: int) -> None:

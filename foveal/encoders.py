@@ -12,11 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from foveal.detections import FloatArray
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+
+# What the libraries raise for a folder, file or hub that does not hold what was asked for.
+LOADING_FAILS = (OSError, RuntimeError, ValueError, KeyError, TypeError, ImportError, SafetensorError)
 
 
 class TorchEncoder(ABC):
@@ -188,7 +191,7 @@ def load_open_clip(ref: ModelRef, device: str | None = None) -> OpenClipEncoder:
             try:
                 model = open_clip.create_model(source, require_pretrained=True)
                 tokenizer = open_clip.get_tokenizer(source)
-            except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            except LOADING_FAILS as error:
                 raise BadInput(f"open_clip cannot read {ref.folder}: {first_line(error)}") from error
         else:
             model, tokenizer = _open_clip_from_hub(ref)
@@ -224,7 +227,7 @@ def _open_clip_from_hub(ref: ModelRef) -> tuple[Any, Any]:
             require_pretrained=True,
         )
         return model, open_clip.get_tokenizer(architecture)
-    except (OSError, RuntimeError, ValueError) as error:
+    except LOADING_FAILS as error:
         raise unreachable(ref, error) from error
 
 
@@ -238,7 +241,7 @@ def load_hf(ref: ModelRef, device: str | None = None) -> TransformersEncoder:
             source, dtype=torch.float32, use_safetensors=True, local_files_only=local
         )
         processor: Any = AutoProcessor.from_pretrained(source, local_files_only=local)
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+    except LOADING_FAILS as error:
         raise unreachable(ref, error) from error
     missing = [name for name in ("get_image_features", "get_text_features") if not hasattr(model, name)]
     if missing or not hasattr(processor, "image_processor"):

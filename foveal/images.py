@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Formats with pure decoders only: EPS would start Ghostscript, others are not photographs.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
 _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".jp2")
 SUFFIXES = frozenset(
     (*_JPEG, ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".avif")
@@ -37,10 +37,8 @@ def decode(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS, min_side
     """
     with _opened(source, max_pixels) as image:
         orientation = _orientation(image)
-        short = min(image.size)
-        if min_side is not None and image.format in ("JPEG", "MPO") and 0 < min_side < short:
-            # ceil keeps the promise: Pillow picks the largest scale whose result is not below what is asked for
-            image.draft(None, (-(-image.width * min_side // short), -(-image.height * min_side // short)))
+        if min_side is not None and image.format in ("JPEG", "MPO") and 0 < min_side < min(image.size):
+            image.draft(None, (min_side, min_side))  # the largest scale that leaves both sides at least this long
         image.load()
         return _upright(_to_rgb(image), orientation)
 
@@ -118,7 +116,7 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Iterator[Image]:
         raise BadImage(
             f"{name} is not an image", expected=f"one of {', '.join(FORMATS)}", received=_first_bytes(source)
         ) from error
-    except pillow.DecompressionBombError as error:
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         raise _too_large(name, "more", max_pixels) from error
     except MemoryError as error:
         raise BadImage(f"{name} does not fit into memory") from error

@@ -1,4 +1,4 @@
-"""Zero-shot detectors of transformers (OWL-ViT, OWLv2, Grounding DINO, MM-Grounding-DINO, OmDet-Turbo) as `OpenDetector`.
+"""Zero-shot detectors of transformers: OWL-ViT, OWLv2, Grounding DINO, MM-Grounding-DINO and OmDet-Turbo.
 
 Shape letters: B images, P prompts, Q queries (candidate boxes), L tokens, D embedding dimensions.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveal.detections import Detections, FloatArray, IntArray
-from foveal.encoders import fingerprint, tokenizer_config, unreachable
+from foveal.encoders import LOADING_FAILS, fingerprint, tokenizer_config, unreachable
 from foveal.errors import BadInput, UnknownName
 from foveal.models import ModelRef
 from foveal.runtime import pick_device
@@ -178,7 +178,7 @@ class OmDetDetector(TransformersOpenDetector):
     def propose(self, images: list[Image], prompts: tuple[str, ...], threshold: float) -> list[Candidates]:
         inputs = self.processor(images=images, text=[list(prompts)] * len(images), return_tensors="pt")
         output = self.model(**{k: v.to(self.device) for k, v in inputs.items()})
-        scores, labels = output.decoder_class_logits.float().sigmoid().max(dim=-1)
+        scores, labels = output.decoder_class_logits[..., : len(prompts)].float().sigmoid().max(dim=-1)
         return _above(threshold, output.decoder_coord_logits, scores, labels, [image.size for image in images])
 
 
@@ -211,7 +211,7 @@ def load_hf(ref: ModelRef, device: str | None = None, flip: bool = False) -> Tra
             source, dtype=torch.float32, use_safetensors=True, local_files_only=local
         )
         processor = AutoProcessor.from_pretrained(source, local_files_only=local)
-    except (OSError, RuntimeError, ValueError, KeyError, ImportError) as error:
+    except LOADING_FAILS as error:
         raise unreachable(ref, error) from error
     return FAMILIES[family](ref, model, processor, pick_device(device), flip=flip)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import json
 import threading
-import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,24 +23,26 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from foveal.artifacts import staged
-from foveal.detections import FloatArray
+from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput, FingerprintMismatch, FovealError, IntegrityError, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
 from retrieval.check import CheckReport, inspect
-from retrieval.index import IndexSettings, recall, without
+from retrieval.index import IndexSettings
 from retrieval.ingest import Rejected, embed, identity
+from retrieval.measure import RecallReport, measure
 from retrieval.quarantine import Quarantine
 from retrieval.query import MAX_K, Hit, SearchQuery
 from retrieval.segments import SegmentStore
+from retrieval.settings import Settings
 from retrieval.snapshot import Snapshot
 from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
 
-FORMAT = 1
 LOCK_SECONDS = 10.0
 TAIL_SHARE = 0.1  # of the indexed rows that may wait unindexed, or be dead, before the index is rebuilt
 TAIL_ROWS = 1024
+FILTERS_KEPT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +56,6 @@ class AddReport:
     notes: list[str]  # metadata that could not be used as given
 
 
-@dataclass(frozen=True, slots=True)
-class RecallReport:
-    """The index against exact search over the table's own vectors."""
-
-    recall: float
-    k: int
-    queries: int
-    p50_ms: float  # one query at a time, metadata of its hits included
-    p99_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """`archive.json`: fixed when the archive is made."""
-
-    encoder: str  # model reference
-    fingerprint: str
-    dimension: int
-    index: IndexSettings
-
-
 class Archive:
     """Images of one encoder, to add to and to search."""
 
@@ -87,6 +67,7 @@ class Archive:
         self._lock = FileLock(path / ".lock", timeout=LOCK_SECONDS)
         self._refreshing = threading.Lock()
         self._snapshot: Snapshot | None = None
+        self._filters: dict[tuple[int, str], IntArray] = {}
 
     @classmethod
     def create(
@@ -103,7 +84,7 @@ class Archive:
         settings = Settings(reference or encoder.name, encoder.fingerprint, encoder.dimension, index or IndexSettings())
         with staged(path, folder=True) as folder:
             Table.create(folder / "table.lance", encoder.dimension)
-            (folder / "archive.json").write_text(json.dumps({"format": FORMAT, **asdict(settings)}, indent=1), "utf-8")
+            settings.write(folder)
         return cls(path, settings)
 
     @classmethod
@@ -114,21 +95,7 @@ class Archive:
             BadInput: there is none, or a newer Foveal wrote it.
             IntegrityError: its description is damaged.
         """
-        file = Path(path) / "archive.json"
-        if not file.is_file():
-            raise BadInput(f"no archive at {path}", remedy=f"Build one: foveal archive add IMAGES --archive {path}")
-        try:
-            data: dict[str, Any] = json.loads(file.read_text("utf-8"))
-            version = data.pop("format")
-            settings = None
-            if version == FORMAT:
-                index = IndexSettings(**data.pop("index"))
-                settings = Settings(**data, index=index)
-        except (ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{file} is damaged: {error}", remedy="Restore it from a backup.") from error
-        if settings is None:
-            raise BadInput(f"{file} has format {version}", expected=f"format {FORMAT}", remedy="Update foveal.")
-        return cls(Path(path), settings)
+        return cls(Path(path), Settings.read(Path(path)))
 
     @property
     def encoder(self) -> str:
@@ -292,7 +259,7 @@ class Archive:
         if not np.isfinite(queries).all():
             raise BadInput("a query holds NaN or infinity", expected="finite numbers")
         view = self.snapshot()
-        allowed = None if filter is None else view.table.keys(filter)[0]
+        allowed = None if filter is None else self._allowed(view, filter)
         similarity, seqs = view.nearest(queries, k, allowed)
         records = view.table.records(view.row_ids(seqs.reshape(-1)), ["id", "uri", "metadata"])
         hits = [
@@ -325,28 +292,7 @@ class Archive:
         A stored vector used as a query does not count as its own neighbour. Recall goes by similarity, so that of two
         equal images either counts.
         """
-        view = self.snapshot()
-        itself = None
-        if queries is None:
-            picked = np.sort(np.random.default_rng(0).permutation(len(view.rows))[:sample])
-            itself, halves = view.table.vectors(view.rows[picked])
-            queries = halves.astype(np.float32)
-        if not len(queries):
-            raise BadInput("recall cannot be measured on an empty archive or without queries", remedy="Add images.")
-        if itself is None:
-            truth = view.brute_force(queries, k)[0]
-            found = view.nearest(queries, k)[0]
-        else:
-            truth = without(view.brute_force(queries, k + 1), itself)
-            found = without(view.nearest(queries, k + 1), itself)
-        times: list[float] = []
-        for query in queries:
-            began = time.perf_counter()
-            self.nearest(query[None], k)
-            times.append((time.perf_counter() - began) * 1000)
-        p50, p99 = np.percentile(times, [50, 99]).tolist()
-        share = float(recall(found, truth).mean()) if truth.shape[1] else 1.0
-        return RecallReport(share, k, len(queries), p50, p99)
+        return measure(self.snapshot(), lambda query: self.nearest(query, k), k, sample, queries)
 
     def stats(self) -> dict[str, Any]:
         """Sizes, and how the archive is searched, with what tuning measured."""
@@ -371,6 +317,16 @@ class Archive:
         }
 
     # Inside.
+
+    def _allowed(self, view: Snapshot, expression: str) -> IntArray:
+        """The seqs that a filter keeps; the last few are remembered, as a team asks for the same cameras all day."""
+        key = view.table.version, expression
+        found = self._filters.get(key)
+        if found is None:
+            found = view.table.keys(expression)[0]
+            kept = list(self._filters.items())[1 - FILTERS_KEPT :]
+            self._filters = {**dict(kept), key: found}
+        return found
 
     def _table(self) -> Table:
         return Table.open(self.path / "table.lance")

@@ -48,7 +48,7 @@ def jittered(box: FloatArray, rng: np.random.Generator, amount: float = 0.1) -> 
 def backgrounds(
     objects: FloatArray, width: int, height: int, count: int, sizes: FloatArray, rng: np.random.Generator
 ) -> FloatArray:
-    """Up to `count` boxes (B, 4) of sizes drawn from `sizes` (S, 2) that no object (N, 4) covers by more than `CLEAR`."""
+    """Up to `count` boxes (B, 4) of sizes from `sizes` (S, 2), none covered beyond `CLEAR` by an object (N, 4)."""
     found: list[FloatArray] = []
     for _ in range(count * TRIES):
         if len(found) == count:

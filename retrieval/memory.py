@@ -182,7 +182,7 @@ class ExemplarMemory:
 
     def save(self, out: Path, name: str = "memory") -> None:
         """A folder with the vectors (safetensors), the crops they are of (JSON) and a manifest."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
         description = {
             "classes": self.classes,
@@ -215,13 +215,15 @@ class ExemplarMemory:
             FingerprintMismatch: it was built with another encoder.
             IntegrityError: its files are not what was saved.
         """
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
         read(folder)
         try:
             data: dict[str, Any] = json.loads((folder / "memory.json").read_text("utf-8"))
             vectors = load_file(folder / "memory.safetensors")["vectors"]
-            exemplars = tuple(Exemplar(**{**e, "box": tuple(e["box"])}) for e in data["exemplars"])
+            exemplars = tuple(
+                Exemplar(e["id"], e["image"], e["label"], tuple(e["box"]), e["variant"]) for e in data["exemplars"]
+            )
             collected = Collected(tuple(data["classes"]), exemplars, vectors, data["skipped"])
             voting, fit = Voting(**data["voting"]), None if data["fit"] is None else Fit(**data["fit"])
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -251,7 +253,7 @@ class ExemplarMemory:
         for values, positions in zip(similarity.tolist(), rows.tolist(), strict=True):
             best: dict[str, tuple[int, float]] = {}
             for row, value in zip(positions, values, strict=True):
-                best.setdefault(self._exemplars[row].id, (row, value))
+                best.setdefault(self._exemplars[int(row)].id, (int(row), float(value)))
             result.append(list(best.values())[:k])
         return result
 

@@ -35,17 +35,15 @@ def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
 
 def test_only_the_command_line_knows_every_room_and_imports_them_inside_commands() -> None:
     tree = ast.parse((ROOT / "foveal/cli.py").read_text())
-    top = {
-        (node.module or "").split(".")[0]
-        for node in tree.body
-        if isinstance(node, ast.ImportFrom)
-    }
+    top = {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not top & set(ROOMS[1:])
 
 
 @pytest.mark.parametrize("module", ["foveal", "foveal.cli", "foveal.dataset", "foveal.artifacts", "foveal.config"])
 def test_nouns_and_command_line_import_no_framework(module: str) -> None:
-    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'fastapi', 'gradio') if m in sys.modules])"
+    code = (
+        f"import sys, {module}; print([m for m in ('torch', 'transformers', 'fastapi', 'gradio') if m in sys.modules])"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "[]"
 

@@ -56,7 +56,7 @@ def to_records(dataset: Dataset, detections: Iterable[Detections]) -> list[dict[
     return records
 
 
-def from_records(dataset: Dataset, records: Sequence[dict[str, Any]], source: str = "predictions") -> list[Detections]:
+def from_records(dataset: Dataset, records: Sequence[Any], source: str = "predictions") -> list[Detections]:
     """One `Detections` a sample, in the dataset's order; records of one image keep theirs.
 
     Raises:

@@ -16,6 +16,7 @@ from scipy import ndimage
 from distill.teacher import Dense
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, FloatArray
+from retrieval.memory import ExemplarMemory
 
 COLOURS = {
     "red": (200, 40, 40),
@@ -76,7 +77,9 @@ class Blobs:
         self.sensitivity = sensitivity
         self.looked: list[int] = []  # how many images each call had
 
-    def detect(self, images: Sequence[Image.Image], prompts: Sequence[str], threshold: float = 0.05) -> list[Detections]:
+    def detect(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], threshold: float = 0.05
+    ) -> list[Detections]:
         self.looked.append(len(images))
         result: list[Detections] = []
         for image in images:
@@ -140,25 +143,6 @@ class Swatches:
         return np.concatenate([mean, 3 * spread, [0.2]]).astype(np.float32)
 
 
-class Crops:
-    """A memory of the gold set's crops, as the labeller needs one."""
-
-    def __init__(self, gold: Dataset, encoder: Swatches | None = None) -> None:
-        self.encoder = encoder or Swatches()
-        self.fingerprint = f"crops-{gold.fingerprint}"
-        rows: list[FloatArray] = []
-        self._labels: list[str | None] = []
-        self._images: list[str] = []
-        for sample in gold:
-            if sample.truth is None or not len(sample.truth):
-                continue
-            rows.append(self.embed(sample.image(), sample.truth.boxes))
-            self._labels += sample.truth.label_names
-            self._images += [sample.id] * len(sample.truth)
-        self._vectors = np.concatenate(rows)
-
-    def embed(self, image: Image.Image, boxes: FloatArray) -> FloatArray:
-        return self.encoder.encode_images([image.crop(tuple(box)) for box in np.rint(boxes).astype(int).tolist()])
-
-    def exemplars(self) -> tuple[FloatArray, Sequence[str | None], Sequence[str], Sequence[str]]:
-        return self._vectors, self._labels, self._images, [f"gold/{i}" for i in range(len(self._labels))]
+def remember(gold: Dataset) -> ExemplarMemory:
+    """The exemplar memory of a gold set."""
+    return ExemplarMemory.build(Swatches(), gold, context=0.0, variants=1, backgrounds=2)

@@ -6,7 +6,7 @@ import faiss
 import pytest
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_faiss_thread() -> Iterator[None]:
     """On a busy machine OpenMP threads that wait for each other make tiny indexes fifty times slower."""
     before = faiss.omp_get_max_threads()

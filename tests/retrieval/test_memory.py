@@ -119,7 +119,7 @@ def test_saved_and_loaded_votes_alike_and_binds_the_encoder(
     with pytest.raises(FingerprintMismatch, match="build the memory anew"):
         ExemplarMemory.load(tmp_path / "memory", PixelEncoder(seed=1))
     (tmp_path / "memory" / "memory.json").write_text("{}")
-    with pytest.raises(IntegrityError, match="memory.json"):
+    with pytest.raises(IntegrityError, match=r"memory\.json"):
         ExemplarMemory.load(tmp_path / "memory", ENCODER)
 
 

@@ -1,0 +1,309 @@
+"""Exporting a student to ONNX or OpenVINO, in fp32 or INT8, checked against PyTorch before it is written.
+
+    foveal export runs/student --to onnx --int8 prelabels/
+
+Shape letters: M images, B images of one call, S input side.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from distill.parity import Parity, ParityFailed, Tolerance, compare
+from distill.students import SAMPLES, DenseStudent, Student, restore
+from foveal import artifacts
+from foveal.dataset import Dataset
+from foveal.detections import Detections, FloatArray
+from foveal.detectors import CARD, ONNX, OPENVINO, DetectorCard, load_onnx, load_openvino, stretched
+from foveal.errors import BadImage, BadInput, FovealError
+from foveal.models import ModelRef
+from foveal.progress import Progress, track
+
+Format = Literal["onnx", "openvino"]
+CALIBRATION = 200  # images that set the INT8 ranges
+CHECKED = {"fp32": 33, "int8": 200}  # images compared: three rounds of batches 1, 3, 7, and enough for a stable mAP50
+DYNAMO = ("rf_detr", "lw_detr")  # the legacy exporter lacks their antialiased resize; the others want the legacy one
+# What stays in fp32 when quantising everything costs too much: patterns over node names, tried in order.
+LADDERS: dict[str, tuple[tuple[str, str], ...]] = {
+    "dense": (("every layer", ""), ("every layer but the outputs", r".*(class_out|box_out).*")),
+    "detr": (
+        ("every layer", ""),
+        ("every layer but the heads", r".*(bbox_embed|class_embed|score_head|bbox_head).*"),
+        ("every layer but the decoder", r".*(decoder|bbox_embed|class_embed|score_head|bbox_head).*"),
+    ),
+}
+
+
+class ExportReport(BaseModel):
+    """What was written and how it compares with its source."""
+
+    out: str
+    to: Format
+    precision: Literal["fp32", "int8"]
+    quantised: str | None  # which layers
+    megabytes: float
+    source_megabytes: float
+    seconds: float
+    parity: Parity
+    fingerprint: str
+
+
+def export(
+    student: str | Path,
+    out: str | Path,
+    to: Format = "onnx",
+    *,
+    int8: Dataset | None = None,
+    check: Dataset | None = None,
+    opset: int = 17,
+    tolerance: Tolerance | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Write a student as a detector folder that needs no PyTorch, if it says the same as the student.
+
+    Args:
+        student: folder that `foveal distill` wrote.
+        int8: images, labelled or not, to calibrate 8-bit weights and activations on; None exports fp32.
+        check: images to compare on; None takes those of `int8`, or the samples kept beside the student.
+
+    Raises:
+        ParityFailed: the exported form differs from the student by more than `tolerance`; nothing is written.
+        BadInput: no such format, no images to check with, or not a student's folder.
+        IntegrityError: the student's files are damaged.
+    """
+    if to not in ("onnx", "openvino"):
+        raise BadInput(f"cannot export to {to!r}", expected="onnx or openvino")
+    began, folder, out = time.perf_counter(), Path(student), Path(out)
+    net, manifest = restore(folder)
+    precision: Literal["fp32", "int8"] = "fp32" if int8 is None else "int8"
+    data = check or int8
+    pixels, truth = _read(data, net, CHECKED[precision], progress) if data is not None else (_samples(folder), None)
+    card = DetectorCard(classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision)
+    ladder: tuple[tuple[str, str] | None, ...] = (None,)
+    if int8 is not None:
+        ladder = LADDERS["dense" if isinstance(net, DenseStudent) else "detr"]
+        calibration = pixels if int8 is data else _read(int8, net, CALIBRATION, progress)[0]
+    with artifacts.staged(out) as staging:
+        plain = _to_onnx(net, opset)
+        parity = None
+        for step in ladder:
+            model = plain if step is None else _quantised(plain, to, calibration, step[1], net)
+            _save(model, to, staging)
+            (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=None, data=int8)
+            load = load_onnx if to == "onnx" else load_openvino
+            exported = load(ModelRef(to, str(staging)))
+            parity = compare(
+                _torch_run(net),
+                exported.raw,
+                pixels,
+                net.classes,
+                net.nms_iou,
+                int8=int8 is not None,
+                truth=truth,
+                tolerance=tolerance,
+            )
+            if progress is not None:
+                progress.note(f"{to} {precision}{f', {step[0]}' if step else ''}: {parity.reason or 'agrees'}")
+            if parity.passed:
+                break
+        assert parity is not None
+        if not parity.passed:
+            raise ParityFailed(
+                f"the {precision} {to} form of {folder} does not agree with it: {parity.reason}",
+                remedy="Nothing was written. Export fp32, give more calibration images, or train further.",
+            )
+        sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=parity, data=int8)
+        size = sum(p.stat().st_size for p in staging.iterdir() if p.name.startswith("model."))
+    return ExportReport(
+        out=str(out),
+        to=to,
+        precision=precision,
+        quantised=step[0] if step else None,
+        megabytes=size / 1e6,
+        source_megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        seconds=time.perf_counter() - began,
+        parity=parity,
+        fingerprint=sealed.fingerprint,
+    )
+
+
+def _seal(
+    staging: Path, out: Path, source: artifacts.Manifest, to: str, precision: str, opset: int,
+    step: tuple[str, str] | None, *, parity: Parity | None, data: Dataset | None,
+) -> artifacts.Manifest:  # fmt: skip
+    return artifacts.seal(
+        staging,
+        name=out.name,
+        kind="detector",
+        parents=[source.fingerprint],
+        data={"calibration": data.fingerprint} if data is not None else {},
+        config={"to": to, "precision": precision, "opset": opset, "quantised": step[0] if step else None},
+        metrics={"parity": parity.model_dump(mode="json")} if parity else {},
+        licence=source.licence,
+    )
+
+
+def _read(
+    data: Dataset, net: Student, most: int, progress: Progress | None
+) -> tuple[FloatArray, list[Detections] | None]:
+    """Up to `most` images spread over the dataset (M, 3, S, S), and their accepted boxes in the square's pixels."""
+    if not len(data):
+        raise BadInput("there are no images to check the export on", expected="at least one")
+    rows = np.unique(np.linspace(0, len(data) - 1, min(most, len(data))).astype(int)).tolist()
+    pixels: list[FloatArray] = []
+    truth: list[Detections] = []
+    for sample in track(progress, data.subset(rows), "read images to check on", len(rows)):
+        try:
+            image = sample.image()
+        except BadImage:
+            continue  # enough others remain; the count is in the report
+        pixels.append(stretched(image, net.size))
+        truth.append(_accepted(sample.truth, image.size, net))
+    if not pixels:
+        raise BadInput("no image to check the export on can be read")
+    return np.stack(pixels), truth if any(len(t) for t in truth) else None
+
+
+def _accepted(truth: Detections | None, size: tuple[int, int], net: Student) -> Detections:
+    if truth is None:
+        return Detections.empty(net.classes)
+    routes = [p.route for p in truth.provenance] if truth.provenance is not None else [None] * len(truth)
+    keep = [
+        i
+        for i, (route, name) in enumerate(zip(routes, truth.label_names, strict=True))
+        if route in (None, "accept") and name in net.classes
+    ]
+    scale = np.array([net.size / size[0], net.size / size[1]] * 2, dtype=np.float32)
+    return Detections.build(truth.boxes[keep] * scale, 1.0, [truth.label_names[i] for i in keep], net.classes)
+
+
+def _samples(folder: Path) -> FloatArray:
+    paths = sorted((folder / SAMPLES).glob("*.jpg"))
+    if not paths:
+        raise BadInput(
+            f"{folder} kept no images to check an export on", remedy="Give some: --check DATA (any image folder)."
+        )
+    arrays = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / np.float32(255) for path in paths]
+    return np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2))
+
+
+def _torch_run(net: Student) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
+    def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
+        with torch.inference_mode():
+            boxes, scores = net.predict(torch.from_numpy(images))
+        return boxes.numpy(), scores.numpy()
+
+    return run
+
+
+class _Predict(nn.Module):
+    """`Student.predict` as the forward pass of a module, which is what exporters take."""
+
+    def __init__(self, net: Student) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.predict(images)
+
+
+def _to_onnx(net: Student, opset: int) -> Any:
+    """The student as an ONNX model with a dynamic batch."""
+    import io
+
+    import onnx
+
+    images = torch.rand(2, 3, net.size, net.size, generator=torch.Generator().manual_seed(0))
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["boxes", "scores"]}
+    module = _Predict(net).eval()
+    with _quiet(), torch.no_grad():
+        if net.family in DYNAMO:
+            batch = torch.export.Dim("batch", min=1, max=1024)
+            program: Any = torch.onnx.export(
+                module,
+                (images,),
+                dynamo=True,
+                dynamic_shapes={"images": {0: batch}},
+                opset_version=max(opset, 18),
+                **names,
+            )
+            return program.model_proto
+        buffer = io.BytesIO()
+        torch.onnx.export(
+            module,
+            (images,),
+            buffer,  # type: ignore[arg-type]
+            dynamo=False,
+            opset_version=opset,
+            dynamic_axes={name: {0: "batch"} for name in ("images", "boxes", "scores")},
+            **names,
+        )
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def _quantised(plain: Any, to: Format, pixels: FloatArray, keep: str, net: Student) -> Any:
+    """INT8 weights and activations by NNCF's post-training quantisation; nodes matching `keep` stay fp32."""
+    with _quiet():
+        import nncf
+
+        model = plain
+        if to == "openvino":
+            model = _openvino(plain)
+        return nncf.quantize(
+            model,
+            nncf.Dataset([image[None] for image in pixels[:CALIBRATION]], lambda image: {"images": image}),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=min(CALIBRATION, len(pixels)),
+            model_type=None if isinstance(net, DenseStudent) else nncf.ModelType.TRANSFORMER,
+            ignored_scope=nncf.IgnoredScope(patterns=[keep], validate=False) if keep else None,
+        )
+
+
+def _openvino(model: Any) -> Any:
+    import io
+
+    import openvino as ov
+
+    return ov.Core().read_model(io.BytesIO(model.SerializeToString()))
+
+
+def _save(model: Any, to: Format, folder: Path) -> None:
+    if to == "onnx":
+        import onnx
+
+        onnx.checker.check_model(model)
+        (folder / ONNX).write_bytes(model.SerializeToString())
+        return
+    import openvino as ov
+
+    ov.save_model(model if isinstance(model, ov.Model) else _openvino(model), folder / OPENVINO, compress_to_fp16=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Exporters warn about themselves; what they get wrong is found by the parity check."""
+    levels = {name: logging.getLogger(name).level for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension")}
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
+        raise FovealError(f"this student cannot be exported: {str(error).splitlines()[0]}") from error
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

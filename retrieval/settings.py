@@ -1,0 +1,49 @@
+"""`archive.json`: what an archive is, fixed when it is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from foveal.errors import BadInput, IntegrityError
+from retrieval.index import IndexSettings
+
+FORMAT = 1
+FILE = "archive.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The encoder that an archive is bound to, and how it is indexed."""
+
+    encoder: str  # model reference
+    fingerprint: str
+    dimension: int
+    index: IndexSettings
+
+    def write(self, folder: Path) -> None:
+        """Writes `archive.json` into `folder`."""
+        (folder / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), "utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Settings:
+        """The settings of the archive in `folder`.
+
+        Raises:
+            BadInput: there is none, or a newer Foveal wrote it.
+            IntegrityError: the file is damaged.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            raise BadInput(f"no archive at {folder}", remedy=f"Build one: foveal archive add IMAGES --archive {folder}")
+        try:
+            data: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            version = data.pop("format")
+            if version == FORMAT:
+                index = IndexSettings(**data.pop("index"))
+                return cls(**data, index=index)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{file} is damaged: {error}", remedy="Restore it from a backup.") from error
+        raise BadInput(f"{file} has format {version}", expected=f"format {FORMAT}", remedy="Update foveal.")

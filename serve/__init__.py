@@ -1,0 +1,1 @@
+"""One server for search, detection and embeddings, with pages to click on."""

@@ -1,0 +1,245 @@
+"""The pages to click on: *Search* and *Detect*, in Gradio, mounted in the same application as the API.
+
+Pages call the engine directly and show pictures through the API's own addresses. Nothing is loaded from elsewhere and
+nothing is reported anywhere; both work without a network.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from evals.look import data_uri
+from foveal.detections import Detections
+from foveal.errors import FovealError
+from retrieval.query import SearchQuery
+from serve import fragments as show
+from serve import look
+from serve.engine import Engine, NotFound, kind_of
+
+SAMPLES = 24  # pictures shown before anything is searched for
+EXAMPLES = 10  # pictures to try detection on
+FLOOR = 0.05  # lowest score kept, so that the slider can go down without asking the model again
+# Clicks on pictures, wherever they are drawn inside the component.
+PICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('[data-id]');
+  if (button) trigger('pick', {id: button.dataset.id});
+});"""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the detector said about the picture on the page."""
+
+    href: str
+    size: tuple[int, int]
+    found: Detections
+    model: str
+    seconds: float
+
+
+def mount(app: FastAPI, engine: Engine) -> None:
+    """Adds the pages to `app`: *Search* at `/` and *Detect* at `/detect`, or the one of them that can work."""
+    blocks = build(engine)
+    gr.mount_gradio_app(
+        app,
+        blocks,
+        path="/",
+        theme=look.theme(),
+        css=look.css(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        show_error=False,
+        max_file_size=engine.limits.body_bytes,
+    )
+
+
+def build(engine: Engine) -> gr.Blocks:
+    """The pages over an engine."""
+    titles = ["Search"] if engine.archives else []
+    if any(kind_of(model) != "encoder" for model in engine.models.values()):
+        titles.append("Detect")
+    draw = {"Search": _search, "Detect": _detect}
+    paths = {"/" if number == 0 else f"/{title.lower()}": title for number, title in enumerate(titles)}
+    with gr.Blocks(title="Foveal", analytics_enabled=False, fill_width=True) as blocks:
+        gr.Navbar(visible=False, main_page_name=titles[0] if titles else "Foveal")
+        if titles:
+            gr.HTML(show.header(titles[0], paths, _facts(engine)), js_on_load=None)
+            draw[titles[0]](engine, blocks)
+        else:
+            gr.HTML(show.note("This server only embeds; see /openapi.json for its API."), js_on_load=None)
+    for path, title in list(paths.items())[1:]:
+        with blocks.route(title, path):
+            gr.Navbar(visible=False)
+            gr.HTML(show.header(title, paths, _facts(engine)), js_on_load=None)
+            draw[title](engine, blocks)
+    return blocks
+
+
+def _search(engine: Engine, page: gr.Blocks) -> None:
+    name, archive = engine.archive()
+    columns = ", ".join(key for key in archive.columns if key not in ("id", "uri", "content_hash"))
+    gr.HTML(show.heading("Search", f"{len(archive):,} pictures, in your own words or like a picture."), js_on_load=None)
+    with gr.Row(elem_classes="fv-ask", equal_height=True):
+        words = gr.Textbox(
+            placeholder="Describe what you are looking for", show_label=False, container=False, scale=8, autofocus=True,
+            elem_id="fv-words", max_lines=1,
+        )  # fmt: skip
+        go = gr.Button("Search", variant="primary", scale=1, min_width=110)
+    with gr.Accordion("Refine", open=False, elem_classes="fv-refine"), gr.Row():
+        image = gr.Image(
+            label="Like this picture", type="filepath", sources=["upload", "clipboard"], height=190, min_width=220,
+            buttons=[], elem_id="fv-image",
+        )  # fmt: skip
+        with gr.Column(min_width=220):
+            negative = gr.Textbox(label="But not", placeholder="what it should not show", max_lines=1)
+            filter = gr.Textbox(
+                label="Only where", placeholder="camera = 'north' AND hour >= 18", max_lines=1,
+                info=f"columns: {columns}" if columns else None, elem_id="fv-filter",
+            )  # fmt: skip
+        with gr.Column(min_width=220):
+            k = gr.Slider(1, 60, 24, step=1, label="How many")
+            weight = gr.Slider(0, 1, 0.5, step=0.05, label="Words or picture", info="0 is all words, 1 all picture")
+    said = gr.HTML(js_on_load=None)
+    results = gr.HTML(js_on_load=PICK, elem_id="fv-results")
+
+    async def find(text: str, path: str | None, minus: str, where: str, count: float, share: float) -> tuple[str, str]:
+        if not text.strip() and path is None:
+            return await start()
+        began = time.perf_counter()
+        try:
+            query = SearchQuery(
+                text=text.strip() or None,
+                image=None if path is None else await engine.decode(Path(path).read_bytes()),
+                negative=minus.strip() or None,
+                filter=where.strip() or None,
+                k=int(count),
+                image_weight=share,
+            )
+            archive_name, hits = await engine.search(query)
+        except FovealError as error:
+            return "", show.problem(error)
+        took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
+        return show.status([f"{len(hits)} best of {len(archive):,}", took]), show.hits(archive_name, hits)
+
+    async def similar(event: gr.EventData, where: str, count: float) -> tuple[str, str]:
+        began = time.perf_counter()
+        try:
+            item = await engine.item(str(event._data.get("id", "")))
+            query = SearchQuery(image=await engine.picture(item), filter=where.strip() or None, k=int(count))
+            archive_name, hits = await engine.search(query)
+        except FovealError as error:
+            return "", show.problem(error)
+        took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
+        return show.status(["like the picture you picked", took]), show.hits(archive_name, hits)
+
+    async def start() -> tuple[str, str]:
+        try:
+            items = await engine.sample(SAMPLES)
+        except FovealError as error:
+            return "", show.problem(error)
+        if not items:
+            return "", show.note("The archive is empty. Add pictures with: foveal archive add FOLDER --archive DIR")
+        return show.status(["a look around; pick a picture to see more like it"]), show.samples(
+            name, items, "more like this one"
+        )
+
+    asked: list[Any] = [words, image, negative, filter, k, weight]
+    for event in (words.submit, go.click, negative.submit, filter.submit, k.release, weight.release, image.change):
+        event(find, asked, [said, results], **QUIET)
+    results.pick(similar, [filter, k], [said, results], **QUIET)
+    page.load(start, None, [said, results], **QUIET)
+
+
+def _detect(engine: Engine, page: gr.Blocks) -> None:
+    kinds = {kind_of(model) for model in engine.models.values()}
+    closed, open_ = "detector" in kinds, "open-detector" in kinds
+    lead = "Boxes from the detector in production." if closed else "Boxes for whatever you name."
+    gr.HTML(show.heading("Detect", lead), js_on_load=None)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            image = gr.Image(
+                label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[],
+                elem_id="fv-image",
+            )  # fmt: skip
+            prompts = gr.Textbox(
+                label="Look for" if not closed else "Or look for something else",
+                placeholder="a red crate, a drone", info="classes, with commas between them", max_lines=2,
+                visible=open_, elem_id="fv-prompts",
+            )  # fmt: skip
+            threshold = gr.Slider(FLOOR, 0.95, 0.3, step=0.01, label="Threshold", elem_id="fv-threshold")
+            strip = gr.HTML(js_on_load=PICK, elem_id="fv-strip")
+        with gr.Column(scale=7, min_width=300):
+            said = gr.HTML(js_on_load=None)
+            boxes = gr.HTML(
+                show.note("Choose a picture, or try one of the archive's."), js_on_load=None, elem_id="fv-boxes"
+            )
+            rows = gr.HTML(js_on_load=None, elem_id="fv-rows")
+    looked = gr.State(None)
+    shown = [said, boxes, rows]
+
+    async def look_at(data: Any, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
+        names = [name.strip() for name in wanted.split(",") if name.strip()] or None
+        if names is None and not closed:
+            return None, "", show.note("Name what to look for."), ""
+        try:
+            picture = await engine.decode(data) if isinstance(data, bytes) else await engine.picture(data)
+            began = time.perf_counter()
+            model, found = await engine.detect(picture, prompts=names, threshold=FLOOR)
+        except FovealError as error:
+            return None, "", show.problem(error), ""
+        seconds = time.perf_counter() - began
+        state = Looked(data_uri(picture, 1280, quality=88), picture.size, found, model, seconds)
+        return state, *_drawn(state, least)
+
+    async def upload(path: str | None, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
+        if path is None:
+            return None, "", show.note("Choose a picture, or try one of the archive's."), ""
+        return await look_at(Path(path).read_bytes(), wanted, least)
+
+    async def example(event: gr.EventData, wanted: str, least: float) -> tuple[Any, Looked | None, str, str, str]:
+        try:
+            item = await engine.item(str(event._data.get("id", "")))
+        except NotFound as error:
+            return gr.skip(), None, "", show.problem(error), ""
+        return item.uri, *(await look_at(item, wanted, least))
+
+    async def again(path: str | None, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
+        return await upload(path, wanted, least)
+
+    async def examples() -> str:
+        if not engine.archives:
+            return ""
+        name, _ = engine.archive()
+        return show.strip(name, await engine.sample(EXAMPLES))
+
+    image.upload(upload, [image, prompts, threshold], [looked, *shown], **QUIET)
+    image.clear(upload, [image, prompts, threshold], [looked, *shown], **QUIET)
+    prompts.submit(again, [image, prompts, threshold], [looked, *shown], **QUIET)
+    threshold.input(_redrawn, [looked, threshold], shown, trigger_mode="always_last", **QUIET)
+    strip.pick(example, [prompts, threshold], [image, looked, *shown], **QUIET)
+    page.load(examples, None, strip, **QUIET)
+
+
+def _redrawn(looked: Looked | None, least: float) -> tuple[Any, Any, Any]:
+    return (gr.skip(), gr.skip(), gr.skip()) if looked is None else _drawn(looked, least)
+
+
+def _drawn(looked: Looked, least: float) -> tuple[str, str, str]:
+    """Status, picture and table of what is at least this likely."""
+    shown = looked.found.probabilities if looked.found.probabilities is not None else looked.found.scores
+    found = looked.found[shown >= least]
+    count = f"{len(found)} {'object' if len(found) == 1 else 'objects'}"
+    line = show.status([count, looked.model, f"{looked.seconds * 1000:.0f} ms"])
+    return line, show.picture(looked.href, looked.size, found), show.table(found)
+
+
+def _facts(engine: Engine) -> list[str]:
+    return [f"{len(archive):,} pictures in {name}" for name, archive in engine.archives.items()]

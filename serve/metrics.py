@@ -1,0 +1,34 @@
+"""Prometheus metrics of one server."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Metrics:
+    """Counters with a registry of their own, so that several apps in one process do not mix."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "foveal_requests", "Answered requests.", ["route", "method", "status"], registry=registry
+        )
+        self.latency = Histogram(
+            "foveal_request_seconds", "Time to the end of the answer.", ["route"], buckets=SECONDS, registry=registry
+        )
+        self.in_flight = Gauge("foveal_requests_in_flight", "Requests being worked on.", registry=registry)
+        self.stage = Histogram(
+            "foveal_stage_seconds",
+            "Time in one stage (decode, encode, search, detect), without waiting for the model to be free.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.model = Gauge(
+            "foveal_model_info", "Always 1; the labels say what is loaded.", ["name", "kind", "fingerprint"],
+            registry=registry,
+        )  # fmt: skip
+        self.items = Gauge("foveal_archive_items", "Images in an archive.", ["archive"], registry=registry)
+        self.ready = Gauge("foveal_ready", "1 once every model is warm.", registry=registry)

@@ -1,0 +1,224 @@
+"""The HTTP API under /v1: search, detect, embeddings, and what there is to ask."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Annotated
+from urllib.parse import quote
+
+import anyio
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+
+from foveal.errors import BadInput
+from retrieval.query import SearchQuery
+from serve import schemas
+from serve.engine import Engine, Item, kind_of
+from serve.middleware import BadRequest
+from serve.wire import THUMBNAIL_SIDES, Thumbnails, detect_request, unpack
+
+DETECT_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": schemas.DetectRequest.model_json_schema()},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "image_id": {"type": "string"},
+                        "prompts": {"type": "array", "items": {"type": "string"}},
+                        "threshold": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.3},
+                        "model": {"type": "string"},
+                        "archive": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+def api(engine: Engine) -> APIRouter:
+    """The routes over an engine."""
+    router = APIRouter(prefix="/v1", responses=schemas.ERRORS)
+    thumbnails = Thumbnails(engine)
+    started = int(time.time())
+
+    @router.post("/search", tags=["search"], summary="Find images by text, by image, or by both")
+    async def search(asked: schemas.SearchRequest) -> schemas.SearchAnswer:
+        if asked.image is not None and asked.image_id is not None:
+            raise BadRequest("two images were given", expected="`image` or `image_id`, not both")
+        image = None
+        if asked.image is not None:
+            image = await engine.decode(unpack(asked.image))
+        elif asked.image_id is not None:
+            image = await engine.picture(await engine.item(asked.image_id, asked.archive))
+        query = SearchQuery(
+            text=asked.text,
+            image=image,
+            negative=asked.negative,
+            filter=asked.filter or None,
+            k=asked.k,
+            image_weight=asked.image_weight,
+            negative_weight=asked.negative_weight,
+        )
+        name, hits = await engine.search(query, asked.archive)
+        _, archive = engine.archive(name)
+        answer = [
+            schemas.SearchHit(
+                id=hit.id,
+                uri=hit.uri,
+                similarity=hit.similarity,
+                metadata=dict(hit.metadata),
+                image_url=f"/v1/items/{hit.id}/image?archive={quote(name)}",
+                thumbnail=None,
+            )
+            for hit in hits
+        ]
+        if asked.thumbnails is not None:
+            for hit in answer:
+                data = await thumbnails.of(await engine.item(hit.id, name), asked.thumbnails)
+                hit.thumbnail = base64.b64encode(data).decode()
+        return schemas.SearchAnswer(archive=name, encoder=archive.encoder, fingerprint=archive.fingerprint, hits=answer)
+
+    @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)
+    async def detect(request: Request) -> schemas.DetectAnswer:
+        asked, upload = await detect_request(request)
+        if upload is not None:
+            image = await engine.decode(upload)
+        else:
+            image = await engine.picture(await engine.item(asked.image_id or "", asked.archive))
+        name, found = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
+        chance = [None] * len(found) if found.probabilities is None else found.probabilities.tolist()
+        detections = [
+            schemas.Detected(box=tuple(box), label=label, score=score, probability=probability)
+            for box, label, score, probability in zip(
+                found.boxes.tolist(), found.label_names, found.scores.tolist(), chance, strict=True
+            )
+        ]
+        return schemas.DetectAnswer(
+            model=name,
+            fingerprint=engine.models[name].fingerprint,
+            width=image.width,
+            height=image.height,
+            detections=detections,
+        )
+
+    @router.post("/embeddings", tags=["embeddings"], summary="OpenAI-compatible embeddings of texts and images")
+    async def embeddings(asked: schemas.EmbeddingRequest) -> schemas.EmbeddingAnswer:
+        texts, encoded = _inputs(asked, engine.limits.texts)
+        images = [await engine.decode(data) for data in encoded]
+        name, vectors = await engine.embed(texts, images, model=asked.model)
+        if asked.dimensions is not None and asked.dimensions != vectors.shape[1]:
+            raise BadInput(
+                f"{name} has embeddings of one length only",
+                expected=f"dimensions = {vectors.shape[1]}",
+                received=str(asked.dimensions),
+            )
+        tokens = await engine.count_tokens(texts, name)
+        return schemas.EmbeddingAnswer(
+            data=[
+                schemas.Embedding(
+                    index=number, embedding=_packed(vector) if asked.encoding_format == "base64" else vector.tolist()
+                )
+                for number, vector in enumerate(vectors)
+            ],
+            model=name,
+            usage=schemas.Usage(prompt_tokens=tokens, total_tokens=tokens),
+        )
+
+    @router.get("/models", tags=["about"], summary="What is loaded")
+    async def models() -> schemas.ModelList:
+        cards = [
+            schemas.ModelCard(
+                id=name,
+                created=started,
+                root=model.name,
+                parent=model.name.partition("+")[0] if "+" in model.name else None,
+                kind=kind_of(model),
+                fingerprint=model.fingerprint,
+                classes=list(getattr(model, "classes", ())) or None,
+                dimension=getattr(model, "dimension", None),
+            )
+            for name, model in engine.models.items()
+        ]
+        return schemas.ModelList(data=cards)
+
+    @router.get("/archives", tags=["about"], summary="What can be searched")
+    async def archives() -> schemas.ArchiveList:
+        def look() -> list[schemas.ArchiveCard]:
+            return [
+                schemas.ArchiveCard(
+                    name=name,
+                    images=len(store),
+                    encoder=store.encoder,
+                    fingerprint=store.fingerprint,
+                    columns=store.columns,
+                )
+                for name, store in engine.archives.items()
+            ]
+
+        return schemas.ArchiveList(archives=await anyio.to_thread.run_sync(look))
+
+    @router.get("/items/{id}", tags=["items"], summary="One image of an archive: what is known about it")
+    async def item(id: str, archive: str | None = None) -> Item:
+        return await engine.item(id, archive)
+
+    @router.get(
+        "/items/{id}/image", tags=["items"], summary="One image of an archive, as JPEG", response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}}}},
+    )  # fmt: skip
+    async def picture(
+        request: Request,
+        id: str,
+        size: Annotated[int, Query(ge=THUMBNAIL_SIDES[0], le=THUMBNAIL_SIDES[1])] = 320,
+        archive: str | None = None,
+    ) -> Response:
+        found = await engine.item(id, archive)
+        tag = f'"{found.content_hash[:32] or found.id}-{size}"'
+        headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(await thumbnails.of(found, size), media_type="image/jpeg", headers=headers)
+
+    @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def nothing(rest: str) -> None:
+        from starlette.exceptions import HTTPException
+
+        raise HTTPException(404, "there is no such route")
+
+    return router
+
+
+def _inputs(asked: schemas.EmbeddingRequest, most: int) -> tuple[list[str], list[bytes]]:
+    """The texts and the images' bytes that a request wants embedded."""
+    if (asked.input is None) == (asked.messages is None):
+        raise BadRequest("there must be one kind of input", expected="`input` or `messages`")
+    if asked.input is not None:
+        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        if not 1 <= len(texts) <= most or not all(text.strip() for text in texts):
+            raise BadInput("the input cannot be embedded", expected=f"1 to {most} texts, none of them empty")
+        return texts, []
+    parts: list[tuple[str, str | None]] = []
+    for message in asked.messages or ():
+        if isinstance(message.content, str):
+            parts.append(("text", message.content))
+        else:
+            parts += [
+                ("text", part.text) if part.type == "text" else ("image", part.image_url and part.image_url.url)
+                for part in message.content
+            ]
+    if len(parts) != 1 or not parts[0][1]:
+        raise BadInput(
+            "the messages cannot be embedded", expected="one text or one image", received=f"{len(parts)} parts"
+        )
+    kind, value = parts[0][0], parts[0][1]
+    return ([value], []) if kind == "text" else ([], [unpack(value)])
+
+
+def _packed(vector: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str:
+    """OpenAI's base64 form: float32, little endian."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

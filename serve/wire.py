@@ -1,0 +1,121 @@
+"""Pictures as they travel: base64 and data URLs in, multipart forms in, JPEG thumbnails out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import anyio.to_thread
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from serve.engine import Engine, Item
+from serve.middleware import BadRequest
+from serve.schemas import DetectRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+THUMBNAIL_SIDES = (16, 1024)
+CACHE_BYTES = 64 * 2**20
+
+
+def unpack(text: str) -> bytes:
+    """The bytes of an image given in base64, alone or as a data URL.
+
+    Raises:
+        BadRequest: a web address (this server fetches nothing), or not base64.
+    """
+    head, comma, payload = text.partition(",")
+    if comma and head.startswith("data:") and head.endswith(";base64"):
+        text = payload
+    elif "://" in text[:32]:
+        raise BadRequest(
+            "this server fetches no addresses",
+            expected="the image itself in base64, or as a data:image/...;base64 URL",
+            received=text[:60],
+        )
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadRequest("the image is not base64", expected="an image file in base64", received=str(error)) from None
+
+
+async def detect_request(request: Request) -> tuple[DetectRequest, bytes | None]:
+    """A detection request from JSON or from a multipart form, with the uploaded or unpacked image bytes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    upload: bytes | None = None
+    if kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=128) as form:
+            fields: dict[str, Any] = {key: value for key, value in form.items() if key not in ("image", "prompts")}
+            prompts = form.getlist("prompts")
+            image = form.get("image")
+            if isinstance(image, UploadFile):
+                upload = await image.read()
+            elif image is not None:
+                fields["image"] = image
+        if prompts:
+            fields["prompts"] = prompts
+        asked = _validated(fields)
+    elif kind in ("application/json", ""):
+        try:
+            data = json.loads(await request.body())
+        except (ValueError, RecursionError) as error:
+            raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
+        asked = _validated(data)
+    else:
+        raise BadRequest(
+            "the body has a type that is not understood",
+            expected="multipart/form-data or application/json",
+            received=kind[:60],
+        )
+    if asked.image is not None:
+        upload = unpack(asked.image)
+    if (upload is None) == (asked.image_id is None):
+        raise BadRequest("there must be exactly one image", expected="an upload, `image` or `image_id`")
+    return asked, upload
+
+
+def _validated(data: Any) -> DetectRequest:
+    try:
+        return DetectRequest.model_validate(data)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+class Thumbnails:
+    """JPEG thumbnails of archive items, the recent ones kept in memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._kept: OrderedDict[tuple[str, str, int], bytes] = OrderedDict()
+        self._bytes = 0
+
+    async def of(self, item: Item, side: int) -> bytes:
+        """The item as JPEG, its longer side at most `side` pixels; NotFound when its file is gone."""
+        key = (item.uri, item.content_hash, side)
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
+        image = await self._engine.picture(item, min_side=side)
+        data = await anyio.to_thread.run_sync(jpeg, image, side)
+        self._kept[key] = data
+        self._bytes += len(data)
+        while self._bytes > CACHE_BYTES:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+        return data
+
+
+def jpeg(image: Image, side: int) -> bytes:
+    """The image as JPEG, shrunk to at most `side` pixels on its longer side."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=86)
+    return buffer.getvalue()

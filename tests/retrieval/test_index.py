@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from retrieval.index import IndexSettings, Tuning, VectorIndex, recall, without
+from retrieval.snapshot import contained
+
+
+def clustered(count: int, dimension: int = 32, clusters: int = 40, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((clusters, dimension))
+    vectors = centres[rng.integers(clusters, size=count)] + 0.5 * rng.standard_normal((count, dimension))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+VECTORS = clustered(2000)
+
+
+@pytest.fixture(scope="module", params=["flat", "ivf"])
+def index(request: pytest.FixtureRequest) -> VectorIndex:
+    return VectorIndex.build(VECTORS, IndexSettings(flat_below=10**6 if request.param == "flat" else 100))
+
+
+def truth(queries: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
+    return -np.sort(-(queries @ VECTORS[positions].T), axis=1)[:, :k]
+
+
+def test_search_finds_what_exact_search_finds(index: VectorIndex) -> None:
+    queries = clustered(100, seed=1)  # around other centres than the stored vectors
+    found, position = index.search(queries, 10)
+    assert recall(found, truth(queries, np.arange(2000), 10) - 1e-3).mean() >= 0.97
+    np.testing.assert_allclose(found, np.einsum("qd,qkd->qk", queries, VECTORS[position]), atol=2e-3)
+
+
+def test_exact_is_exact_on_any_subset(index: VectorIndex) -> None:
+    queries = clustered(20, seed=2)
+    for positions in (np.array([7]), np.flatnonzero(VECTORS[:, 0] > 0), np.arange(2000)):
+        found, position = index.exact(queries, 10, positions)
+        assert np.isin(position, positions).all()
+        np.testing.assert_allclose(found, truth(queries, positions, 10), atol=2e-3)
+    assert index.exact(queries, 10, np.zeros(0, np.int64))[0].shape == (20, 0)
+
+
+@pytest.mark.parametrize("alive_count", [0, 3, 50, 1999])
+def test_only_the_living_are_returned_and_never_too_few(index: VectorIndex, alive_count: int) -> None:
+    alive = np.zeros(2000, dtype=bool)
+    alive[np.random.default_rng(3).permutation(2000)[:alive_count]] = True
+    _, position = index.search(VECTORS[:30], 10, alive)
+    assert position.shape == (30, min(10, alive_count))
+    assert alive[position].all()
+    assert all(len(set(row)) == len(row) for row in position.tolist())
+
+
+def test_an_approximate_index_says_what_was_measured(index: VectorIndex) -> None:
+    if index.tuning is None:
+        assert index.kind == "IndexFlatIP"
+        return
+    assert index.tuning.chosen.recall >= 0.99
+    assert index.tuning.chosen in index.tuning.curve
+    assert Tuning.from_json(index.tuning.as_json()) == index.tuning
+    assert index.kind == "IVF128,PQ16x4fs,Refine(SQfp16)"
+
+
+def test_recall_counts_ties_and_leaves_the_query_itself_out() -> None:
+    best = np.array([[0.9, 0.8, 0.8]], dtype=np.float32)
+    assert recall(np.array([[0.9, 0.8, 0.8]], np.float32), best).tolist() == [1.0]
+    assert recall(np.array([[0.9, 0.8, 0.7]], np.float32), best) == pytest.approx([2 / 3])
+    kept = without((np.array([[1.0, 0.9, 0.8]], np.float32), np.array([[4, 2, 9]])), np.array([4]))
+    np.testing.assert_allclose(kept, [[0.9, 0.8]])
+
+
+def test_contained_is_set_membership() -> None:
+    assert contained(np.array([5, 1, 9]), np.array([1, 5])).tolist() == [True, True, False]
+    assert contained(np.array([5]), np.array([], dtype=np.int64)).tolist() == [False]
+    assert contained(np.array([], dtype=np.int64), np.array([1])).tolist() == []
