@@ -21,7 +21,7 @@ from adapt.targets import Tower
 from evals import retrieval
 from foveal import adapters, artifacts
 from foveal.dataset import Dataset
-from foveal.encoders import TorchEncoder, fingerprint
+from foveal.encoders import TorchEncoder, adapted_fingerprint
 from foveal.errors import BadInput, FovealError
 from foveal.models import load_encoder, parse_ref
 from foveal.progress import Progress
@@ -37,22 +37,22 @@ class ClipSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["lora", "rslora", "dora"] = "lora"  # arXiv 2106.09685, 2312.03732, 2402.09353
-    rank: int = Field(4, ge=1)
-    alpha: float = Field(8.0, gt=0)  # the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))
-    dropout: float = Field(0.0, ge=0, lt=1)
-    towers: tuple[Tower, ...] = Field(("image", "text"), min_length=1)
+    rank: int = Field(default=4, ge=1)
+    alpha: float = Field(default=8.0, gt=0)  # the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    towers: tuple[Tower, ...] = Field(default=("image", "text"), min_length=1)
     target_modules: tuple[str, ...] | None = None  # last names of modules, e.g. in_proj; None: all linear layers
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the run
-    batch: int = Field(64, ge=2)
-    epochs: int | None = Field(None, ge=1)  # None: 20, or as many as `max_seconds` allows
-    max_seconds: float | None = Field(None, gt=0)  # of training steps; the rate anneals to zero by then
+    learning_rate: float = Field(default=2e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the run
+    batch: int = Field(default=64, ge=2)
+    epochs: int | None = Field(default=None, ge=1)  # None: 20, or as many as `max_seconds` allows
+    max_seconds: float | None = Field(default=None, gt=0)  # of training steps; the rate anneals to zero by then
     augment: bool = True
     precision: Literal["float32", "bfloat16"] = "float32"
-    max_skipped: float = Field(0.1, ge=0, le=1)  # share of images that may be unreadable
-    checkpoint_seconds: float = Field(15.0, gt=0)
-    seed: int = Field(0, ge=0)
+    max_skipped: float = Field(default=0.1, ge=0, le=1)  # share of images that may be unreadable
+    checkpoint_seconds: float = Field(default=15.0, gt=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class AdaptReport(BaseModel):
@@ -141,8 +141,8 @@ def adapt(
             seconds=seconds,
             images_per_second=steps * min(settings.batch, len(pairs)) / max(seconds, 1e-9),
             losses=history,
-            recall_at_1_before=before and before["recall_at_1"],
-            recall_at_1_after=after and after["recall_at_1"],
+            recall_at_1_before=before["recall_at_1"] if before else None,
+            recall_at_1_after=after["recall_at_1"] if after else None,
             validation_before=before,
             validation_after=after,
             merge_difference=difference,
@@ -265,7 +265,7 @@ def _check_merge(
     """Load what was saved the way a user will, and compare: largest difference, and the merged encoder."""
     base: Any = load_encoder(base_ref, encoder.device)
     base.model = adapters.apply(base.model, folder, base.base_fingerprint)
-    base.fingerprint = fingerprint(adapters.tensors(folder), {"base": base.base_fingerprint})
+    base.fingerprint = adapted_fingerprint(base.base_fingerprint, folder)
     base.name = f"{base_ref}+{folder}"
     count = min(32, len(pairs))
     image = {pairs.image_key: (pairs.pixels[:count].float() / 255 - pairs.mean) / pairs.deviation}

@@ -54,10 +54,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("coarse", 128, 64, 0.38, 2e-3, 1.0, 1.0),
-    Phase("joint", CLIP_SIZE, 64, 0.30, 1.5e-3, 1.0, 1.0),
-    Phase("clip", CLIP_SIZE, 96, 0.10, 5e-4, 1.0, 0.3),
-    Phase("owl", OWL_SIZE, 24, 0.22, 8e-4, 0.0, 1.0),
+    Phase("coarse", 128, 64, 0.36, 2e-3, 1.0, 1.0),
+    Phase("joint", CLIP_SIZE, 64, 0.34, 1.5e-3, 1.0, 1.0),
+    Phase("clip", CLIP_SIZE, 64, 0.18, 1.2e-3, 0.7, 1.0),
+    Phase("owl", OWL_SIZE, 24, 0.24, 8e-4, 0.0, 1.0),
 )
 
 
@@ -190,11 +190,16 @@ class Pretrainer:
         weight = (target - logits.detach().sigmoid()).abs() ** 2
         score = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum()
         normal = max(int(on.sum()), 1)
+        # The focal weights let wrong kinds rest at middling scores; a softmax over the kinds tells them apart.
+        order = {kind: i for i, kind in enumerate(queries.kinds)}
+        kind = torch.tensor([order[t.kind] for t in things], dtype=torch.long, device=self.device)[owner[on]]
+        naming = F.cross_entropy(logits[on][:, : len(order)], kind) if len(found) else found.sum()
         objectness = self.model.objectness_predictor(flat).float()
         object_target = torch.zeros_like(objectness)
         object_target[on] = quality
         return {
             "class": 2.0 * score / normal,
+            "name": 1.5 * naming,
             "giou": 2.0 * (1 - giou).sum() / normal,
             "l1": 4.0 * (found - target_boxes).abs().sum() / normal,
             "object": F.binary_cross_entropy_with_logits(objectness, object_target),

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from foveal.adapters import SplitAttention
+from foveal.adapters import SplitAttention, splittable
 from foveal.errors import BadInput, UnknownName
 
 Tower = Literal["image", "text"]
@@ -26,11 +26,17 @@ def linear_modules(model: nn.Module, towers: Collection[Tower]) -> list[str]:
     """
     prefixes = tuple(prefix for tower in towers for prefix in PREFIXES[tower])
     names: list[str] = []
+    out_of_reach: tuple[str, ...] = ()  # inside attention whose linear layers are never called as modules
     for name, module in model.named_modules():
         if not name.startswith(prefixes) or not any(part.isdigit() for part in name.split(".")):
             continue
-        if isinstance(module, nn.MultiheadAttention | SplitAttention):
+        fused = isinstance(module, nn.MultiheadAttention)
+        if isinstance(module, SplitAttention) or (fused and splittable(module)):
             names.extend((f"{name}.in_proj", f"{name}.out_proj"))
+        elif fused:
+            out_of_reach += (f"{name}.",)
+        elif name.startswith(out_of_reach):
+            continue
         elif isinstance(module, nn.Linear) and name not in names:
             names.append(name)
     return names

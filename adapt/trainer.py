@@ -122,15 +122,15 @@ class AdapterTrainer(Trainer):
         self._budget.losses.append(float(loss.detach()))
         return loss
 
-    def _get_train_sampler(self, *args: Any) -> torch.utils.data.Sampler[int]:
-        return torch.utils.data.SequentialSampler(self.train_dataset)  # pyright: ignore
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        return torch.utils.data.SequentialSampler(train_dataset or self.train_dataset)  # pyright: ignore
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A rate that follows the budget, so that a run cut by the clock still ends annealed."""
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda _step: self._budget.rate_factor(self._warmup)
-            )
+        chosen: Any = optimizer or self.optimizer
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            chosen, lambda _step: self._budget.rate_factor(self._warmup)
+        )
         return self.lr_scheduler
 
 

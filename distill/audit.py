@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,26 @@ from foveal.detections import BoolArray, Detections, FloatArray
 from foveal.errors import BadInput
 
 RECALLS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+
+
+def _by_teacher(box: Record) -> tuple[str, float]:
+    return box["teacher"]["label"], box["teacher"]["score"]
+
+
+def _without_memory(box: Record) -> tuple[str, float]:
+    return box["without_memory"]["label"], box["without_memory"]["probability"]
+
+
+def _with_memory(box: Record) -> tuple[str, float]:
+    return box["label"], box["probability"]
+
+
+# What a ranking is called -> the label and key it gives a recorded box.
+RANKINGS: dict[str, Callable[[Record], tuple[str, float]]] = {
+    "teacher_score": _by_teacher,
+    "without_memory": _without_memory,
+    "with_memory": _with_memory,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +110,7 @@ def compare_verification(out: str | Path, truth: Dataset, iou: float = 0.5) -> d
     pairs = _paired(out, truth)
     truths = sum(name in classes for _, known in pairs for name in known.label_names)
     result: dict[str, dict[str, Any]] = {}
-    for name, read in (
-        ("teacher_score", lambda box: (box["teacher"]["label"], box["teacher"]["score"])),
-        ("without_memory", lambda box: (box["without_memory"]["label"], box["without_memory"]["probability"])),
-        ("with_memory", lambda box: (box["label"], box["probability"])),
-    ):
+    for name, read in RANKINGS.items():
         keys, correct = _ranked(pairs, classes, read, iou)
         curve = sweep(keys, correct, truths)
         result[name] = {
@@ -107,7 +124,7 @@ def compare_verification(out: str | Path, truth: Dataset, iou: float = 0.5) -> d
 
 
 def _ranked(
-    pairs: list[tuple[Record, Detections]], classes: list[str], read: Any, iou: float
+    pairs: list[tuple[Record, Detections]], classes: list[str], read: Callable[[Record], tuple[str, float]], iou: float
 ) -> tuple[FloatArray, BoolArray]:
     keys: list[FloatArray] = [np.zeros(0, dtype=np.float32)]
     correct: list[BoolArray] = [np.zeros(0, dtype=bool)]
@@ -151,7 +168,8 @@ def _paired(out: str | Path, truth: Dataset) -> list[tuple[Record, Detections]]:
 
 
 def _thinned(curve: Curve, points: int = 200) -> dict[str, list[float]]:
-    rows = np.unique(np.linspace(0, max(len(curve.recall) - 1, 0), points).astype(int)) if len(curve.recall) else []
+    last = len(curve.recall) - 1
+    rows = sorted({round(i * last / (points - 1)) for i in range(points)}) if last >= 0 else []
     return {
         "recall": [round(float(curve.recall[i]), 5) for i in rows],
         "precision": [round(float(curve.precision[i]), 5) for i in rows],

@@ -88,7 +88,7 @@ def export(
     began, folder, out = time.perf_counter(), Path(student), Path(out)
     net, manifest = restore(folder)
     precision: Literal["fp32", "int8"] = "fp32" if int8 is None else "int8"
-    data = check or int8
+    data = check if check is not None else int8
     pixels, truth = _read(data, net, CHECKED[precision], progress) if data is not None else (_samples(folder), None)
     card = DetectorCard(classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision)
     ladder: tuple[tuple[str, str] | None, ...] = (None,)

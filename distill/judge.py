@@ -62,14 +62,18 @@ class Bank:
         result: list[tuple[Neighbour, ...]] = []
         for row, label in zip(similarity, labels.tolist(), strict=True):
             # Several crops of one box count as one neighbour.
-            best = {self.ids[e]: e for e in reversed(np.argsort(-row, kind="stable").tolist())}
-            nearest = sorted(best.values(), key=lambda e: -row[e])[:count]
+            nearest: list[int] = []
+            for e in map(int, np.argsort(-row, kind="stable")):
+                if self.ids[e] not in [self.ids[n] for n in nearest]:
+                    nearest.append(e)
+                if len(nearest) == count:
+                    break
             result.append(
                 tuple(
                     Neighbour(
                         self.ids[e],
                         round(float(row[e]), 4),
-                        names[self.labels[e]] if self.labels[e] != BACKGROUND else "background",
+                        names[int(self.labels[e])] if self.labels[e] != BACKGROUND else "background",
                         bool(self.labels[e] == label),
                     )
                     for e in nearest
@@ -249,7 +253,7 @@ def fit_judge(
     strength = min(tried, key=lambda s: log_loss(tried[s], truth))
     raw = _decide(tried[strength], None, names)
     correct = raw.labels == truth
-    label_names = [names[k] for k in raw.labels.tolist()]
+    label_names = [names[int(k)] for k in raw.labels]
     calibrator = Calibrator.fit(raw.probabilities, correct, label_names, shrinkage=4.0)
     cross = np.zeros(len(truth))
     for f in np.unique(fold).tolist():
@@ -278,7 +282,7 @@ def _decide(probabilities: Array, calibrator: Calibrator | None, names: Sequence
     labels = probabilities.argmax(axis=1).astype(np.int64)
     best = np.clip(probabilities.max(axis=1, initial=0.0), 0, 1)
     if calibrator is not None:
-        best = calibrator(best, [names[k] for k in labels.tolist()])
+        best = calibrator(best, [names[int(k)] for k in labels])
     return Verdicts(labels, best.astype(np.float32))
 
 

@@ -58,18 +58,20 @@ class PrelabelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    target_precision: float = Field(0.90, gt=0, lt=1, description="Precision the accepted boxes must keep.")
+    target_precision: float = Field(default=0.90, gt=0, lt=1, description="Precision the accepted boxes must keep.")
     confidence: float | None = Field(
-        0.95, gt=0.5, lt=1, description="Of the one-sided bound on it; null for the point estimate."
+        default=0.95, gt=0.5, lt=1, description="Of the one-sided bound on it; null for the point estimate."
     )
-    review_from: float = Field(0.10, ge=0, lt=1, description="Probability below which a box is rejected.")
-    keep_from: float = Field(0.01, ge=0, lt=1, description="Probability below which a box is not even written.")
-    threshold: float = Field(0.02, ge=0, lt=1, description="Teacher score or objectness a candidate needs.")
-    candidates: int = Field(24, ge=1, description="Most boxes an image that are judged.")
-    proposal_iou: float = Field(0.6, gt=0, le=1, description="Class-agnostic suppression of the teacher's boxes.")
-    nms_iou: float = Field(0.5, gt=0, le=1, description="Suppression among judged boxes of one label.")
-    neighbours: int = Field(3, ge=0, description="Exemplars recorded for and against each box.")
-    batch: int = Field(8, ge=1, description="Images a step; one journal write each.")
+    review_from: float = Field(default=0.10, ge=0, lt=1, description="Probability below which a box is rejected.")
+    keep_from: float = Field(default=0.01, ge=0, lt=1, description="Probability below which a box is not even written.")
+    threshold: float = Field(default=0.02, ge=0, lt=1, description="Teacher score or objectness a candidate needs.")
+    candidates: int = Field(default=16, ge=1, description="Most boxes an image that are judged.")
+    proposal_iou: float = Field(
+        default=0.6, gt=0, le=1, description="Class-agnostic suppression of the teacher's boxes."
+    )
+    nms_iou: float = Field(default=0.5, gt=0, le=1, description="Suppression among judged boxes of one label.")
+    neighbours: int = Field(default=3, ge=0, description="Exemplars recorded for and against each box.")
+    batch: int = Field(default=8, ge=1, description="Images a step; one journal write each.")
 
 
 @dataclass(frozen=True, slots=True)

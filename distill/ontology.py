@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -21,13 +21,15 @@ class OntologyClass(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
     name: Text = Field(description="The label as it stands in the data.")
-    prompts: tuple[Text, ...] = Field((), description="What the teacher is asked for; the name itself when empty.")
+    prompts: tuple[Text, ...] = Field(
+        default=(), description="What the teacher is asked for; the name itself when empty."
+    )
     negative_prompts: tuple[Text, ...] = Field(
         (), description="Look-alikes: a box that fits one of these better loses."
     )
-    min_size: float = Field(0.0, ge=0, description="Shorter side in pixels below which a box is not labelled.")
-    target_precision: float | None = Field(None, gt=0, lt=1, description="In place of the job's own target.")
-    guideline: str = Field("", description="What annotators are told; travels with the labels.")
+    min_size: float = Field(default=0.0, ge=0, description="Shorter side in pixels below which a box is not labelled.")
+    target_precision: float | None = Field(default=None, gt=0, lt=1, description="In place of the job's own target.")
+    guideline: str = Field(default="", description="What annotators are told; travels with the labels.")
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -41,7 +43,9 @@ class Ontology(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     classes: tuple[OntologyClass, ...] = Field(min_length=1)
-    negative_prompts: tuple[Text, ...] = Field((), description="Things that are no class at all, for every class.")
+    negative_prompts: tuple[Text, ...] = Field(
+        default=(), description="Things that are no class at all, for every class."
+    )
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -49,7 +53,7 @@ class Ontology(BaseModel):
         """`- barrel` means `- name: barrel`."""
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise ValueError("expected a list of class names or of {name, prompts, ...}")
-        return [{"name": item} if isinstance(item, str) else item for item in value]
+        return [{"name": item} if isinstance(item, str) else item for item in cast("Sequence[Any]", value)]
 
     @field_validator("classes")
     @classmethod
@@ -113,19 +117,21 @@ class Ontology(BaseModel):
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"ontology {path} is not YAML", received=" ".join(str(error).split())) from error
         if isinstance(data, list):
-            data = {"classes": data}
+            data = {"classes": cast("list[Any]", data)}
         if not isinstance(data, dict):
             raise ConfigError(
                 f"ontology {path} holds no classes", expected="`classes:` with a list of names", received=repr(data)
             )
-        return cls._checked(data, f"ontology {path}")
+        return cls._checked(cast("dict[Any, Any]", data), f"ontology {path}")
 
     @classmethod
     def _checked(cls, data: dict[Any, Any], where: str) -> Ontology:
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise ConfigError(f"{where}: {'; '.join(_say(e) for e in error.errors())}") from error
+            # A class that fails also leaves the list too short: the first says it all.
+            said = [e for e in error.errors() if not (e["type"] == "too_short" and error.error_count() > 1)]
+            raise ConfigError(f"{where}: {'; '.join(map(_say, said))}") from error
 
 
 def _say(error: Any) -> str:

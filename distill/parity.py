@@ -83,7 +83,7 @@ def compare(
     side = (pixels.shape[3], pixels.shape[2])
     try:
         answers = [in_batches(run, pixels) for run in (source, exported)]
-    except RuntimeError as error:
+    except Exception as error:  # each runtime raises types of its own
         reason = f"it does not run in batches of {', '.join(map(str, BATCHES))}: {str(error).splitlines()[0]}"
         failed = {"detections": 0, "matched": 0.0, "largest_score_difference": 1.0, "passed": False}
         return Parity.model_validate({"images": len(pixels), "batches": BATCHES, "reason": reason, **failed})

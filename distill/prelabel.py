@@ -2,8 +2,8 @@
 
     foveal prelabel images/ --ontology ontology.yaml --gold gold/ --teacher bundled:owl --out prelabels/
 
-Work goes to a journal beside `out`, one batch of images at a time, so memory stays flat and a killed job continues after
-its last whole batch with byte-identical results; `out` itself appears at the end, whole.
+Work goes to a journal beside `out`, one batch of images at a time, so memory stays flat and a killed job continues
+after its last whole batch with byte-identical results; `out` itself appears at the end, whole.
 """
 
 from __future__ import annotations

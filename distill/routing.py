@@ -83,7 +83,7 @@ class Routing:
             data["accept"],
             data["review"],
             tuple(ThresholdChoice(**c) for c in data["choices"]),
-            {n: ClassPromise(**{**p, "interval": tuple(p["interval"])}) for n, p in data["promises"].items()},
+            {n: _promise(p) for n, p in data["promises"].items()},
         )
 
 
@@ -130,6 +130,11 @@ def review_values(
     """
     p = np.clip(verdicts.probabilities.astype(np.float64), 1e-6, 1 - 1e-6)
     entropy: npt.NDArray[np.float64] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    share = np.array([accepted_share.get(names[k], 0.0) for k in verdicts.labels.tolist()])
+    share = np.array([accepted_share.get(names[int(k)], 0.0) for k in verdicts.labels])
     rarity = 1 / np.sqrt(np.clip(share * len(names), 0.1, None))
     return np.where(np.array([r == "review" for r in routes], dtype=bool), entropy * rarity, 0.0).astype(np.float32)
+
+
+def _promise(data: Mapping[str, Any]) -> ClassPromise:
+    low, high = data["interval"]
+    return ClassPromise(data["gold_boxes"], data["accepted"], data["correct"], (low, high), data["rule"])

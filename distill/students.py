@@ -258,7 +258,7 @@ def start(student: str, classes: Sequence[str], size: int | None) -> Student:
     weights, target = unique_state(earlier), unique_state(net)
     for name, value in target.items():
         old = weights.get(name)
-        head = any(word in name for word in ("class_", "enc_score_head", "denoising_class"))
+        head = value.ndim > 0 and any(word in name for word in ("class_out", "class_embed", "score_head"))
         if old is not None and head and old.shape[1:] == value.shape[1:] and len(old) >= len(earlier.classes):
             for new_row, old_row in shared:  # a class that both know keeps its row, a new one starts afresh
                 value[new_row] = old[old_row]

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
-from threadpoolctl import threadpool_limits
+from scipy.optimize import minimize  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
 
 from foveal.errors import BadInput
 
@@ -125,7 +125,7 @@ class Verifier:
         start = np.zeros(sum(int(np.prod(s)) for s in shapes))
         # Vectors of a hundred numbers: BLAS threads only wait for each other, by a factor of fifty on a busy machine.
         with threadpool_limits(limits=1, user_api="blas"):
-            found = minimize(
+            found = cast("Any", minimize)(
                 loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 300, "ftol": 1e-7}
             )
         _, slopes, base, offsets, weights = split(found.x)
@@ -173,5 +173,6 @@ def _limits(sign: int) -> tuple[float | None, float | None]:
 def _spread(values: Array) -> tuple[Array, Array]:
     if not len(values):
         return np.zeros(values.shape[1]), np.ones(values.shape[1])
-    spread = values.std(axis=0)
-    return values.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
+    centre: Array = np.mean(values, axis=0)
+    spread: Array = np.std(values, axis=0)
+    return centre, np.where(spread > 1e-9, spread, 1.0)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression
+from scipy.optimize import isotonic_regression  # pyright: ignore[reportMissingTypeStubs]
 
 from evals.intervals import smallest_sample, wilson
 from foveal.errors import BadInput
@@ -157,10 +157,8 @@ class Calibrator:
         if positives in (0, n):
             prior = (positives + 1) / (n + 2)
             return cls("prior", intercept=float(logit(prior)), count=n, positives=positives)
-        if min(positives, n - positives) >= isotonic_minimum:
-            base = cls._isotonic(s, y)
-        else:
-            base = cls._platt(s, target)
+        plenty = min(positives, n - positives) >= isotonic_minimum
+        base = cls._isotonic(s, y) if plenty else cls._platt(s, target)
         offsets = base._fit_offsets(s, y, labels, shrinkage) if labels is not None else {}
         return cls(base.method, base.slope, base.intercept, base.knots, offsets, n, positives)
 
@@ -188,7 +186,8 @@ class Calibrator:
         values, where = np.unique(s, return_inverse=True)
         weights = np.bincount(where).astype(np.float64)
         means = np.bincount(where, weights=y) / weights
-        fitted: Array = isotonic_regression(means, weights=weights).x
+        solution: Any = isotonic_regression(means, weights=weights)
+        fitted: Array = solution.x
         # One knot a block, at its mean score and with Laplace's smoothing of its share, so 0 and 1 are never claimed.
         block = np.concatenate([[0], np.cumsum(np.diff(fitted) > 1e-12)])
         size = np.bincount(block, weights=weights)
@@ -200,7 +199,7 @@ class Calibrator:
     def _pooled(self, scores: Array) -> Array:
         if self.method == "isotonic":
             x, z = np.array(self.knots).T
-            return np.interp(scores, x, z)
+            return np.asarray(np.interp(scores, x, z), dtype=np.float64)
         slope = 0.0 if self.method == "prior" else self.slope
         return slope * logit(scores) + self.intercept
 
@@ -239,7 +238,15 @@ class Calibrator:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Calibrator:
         """The calibrator `to_json` described."""
-        return cls(**{**data, "knots": tuple((float(a), float(b)) for a, b in data["knots"])})
+        return cls(
+            method=data["method"],
+            slope=data["slope"],
+            intercept=data["intercept"],
+            knots=tuple((float(a), float(b)) for a, b in data["knots"]),
+            offsets=data["offsets"],
+            count=data["count"],
+            positives=data["positives"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,11 +305,9 @@ def threshold_for_precision(
         return choice(None, False, f"no threshold reaches a precision of {target:g}: {seen}")
     if confidence is None:
         return choice(met[-1], False, f"the sample's precision is at least {target:g}; no bound was asked for")
-    need = smallest_sample(target, confidence)
+    need, sure = smallest_sample(target, confidence), f"with {confidence:.0%} confidence"
     if len(p) < need:
-        reason = f"too small to promise {target:g} with {confidence:.0%} confidence: {len(p)} predictions, at least {need} needed"
-    else:
-        reason = (
-            f"precision of {target:g} is estimated, not proven with {confidence:.0%} confidence: label more gold images"
+        return choice(
+            met[-1], False, f"{len(p)} predictions are too small a sample to promise {target:g} {sure}: at least {need}"
         )
-    return choice(met[-1], False, reason)
+    return choice(met[-1], False, f"{target:g} is estimated, not proven {sure}: label more gold images")

@@ -6,11 +6,10 @@ Nothing is dropped silently: an image, class or value that does not fit is refus
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -25,9 +24,9 @@ PredictionLike = str | Path | Mapping[str, Any] | Dataset | Sequence[Detections]
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """COCO annotations of both sides with 1-based ids: image i is `image_names[i - 1]`, category k `classes[k - 1]`."""
+    """COCO annotations of both sides with 1-based ids: images 1..`images`, category k is `classes[k - 1]`."""
 
-    image_names: list[str]
+    images: int
     classes: list[str]
     truth: list[Record]
     predictions: list[Record]
@@ -41,6 +40,7 @@ class _Index:
     classes: dict[str, int]  # by name
     category_ids: dict[int, int]  # by the truth file's own category id
     sizes: dict[int, tuple[float, float]]
+    own_ids: list[str]  # the truth's own image ids, in its order
 
 
 def pair_up(truth: TruthLike, predictions: PredictionLike) -> Pairs:
@@ -51,12 +51,13 @@ def pair_up(truth: TruthLike, predictions: PredictionLike) -> Pairs:
     if isinstance(loaded, Dataset):
         found = _from_dataset(loaded, index, source)
     elif isinstance(loaded, Mapping):
-        found = _from_instances(loaded, index, source)
+        found = _from_instances(cast("Mapping[str, Any]", loaded), index, source)
     elif isinstance(loaded, Sequence) and not isinstance(loaded, str | bytes):
-        if any(isinstance(item, Detections) for item in loaded):
-            found = _from_detections(loaded, [str(i + 1) for i in range(len(image_names))], classes, index)
+        items = cast("Sequence[Any]", loaded)
+        if any(isinstance(item, Detections) for item in items):
+            found = _from_detections(items, [str(i + 1) for i in range(len(image_names))], classes, index)
         else:
-            found = _from_results(loaded, index, source)
+            found = _from_results(items, index, source)
     else:
         raise BadInput(
             f"{source} holds no predictions",
@@ -64,7 +65,13 @@ def pair_up(truth: TruthLike, predictions: PredictionLike) -> Pairs:
             received=type(loaded).__name__,
         )
     _check_values(found, index, source)
-    return Pairs(image_names, classes, records, _numbered(found))
+    if all(name.isdecimal() for name in index.own_ids):
+        # Equal scores are ranked by image id, so the ids' order must be the truth's own to reproduce COCO's numbers.
+        order = sorted(range(len(image_names)), key=lambda i: int(index.own_ids[i]))
+        rank = {i + 1: place for place, i in enumerate(order, start=1)}
+        for record in records + found:
+            record["image_id"] = rank[record["image_id"]]
+    return Pairs(len(image_names), classes, records, _numbered(found))
 
 
 def read_json(path: Path) -> Any:
@@ -88,7 +95,7 @@ def _read_truth(truth: TruthLike) -> tuple[list[str], list[str], list[Record], _
     if isinstance(truth, Mapping):
         return _truth_of_coco(truth)
     if isinstance(truth, Sequence) and all(isinstance(item, Detections) for item in truth):
-        return _truth_of_detections(truth)
+        return _truth_of_detections(cast("Sequence[Detections]", truth))
     raise BadInput("the truth has no boxes to measure against", expected="COCO, a Dataset or one Detections an image")
 
 
@@ -100,6 +107,7 @@ def _truth_of_detections(truth: Sequence[Detections]) -> tuple[list[str], list[s
         {name: k + 1 for k, name in enumerate(classes)},
         {k + 1: k + 1 for k in range(len(classes))},
         {},
+        names,
     )
     return names, classes, _numbered(_from_detections(truth, names, classes, index)), index
 
@@ -121,8 +129,9 @@ def _truth_of_dataset(truth: Dataset) -> tuple[list[str], list[str], list[Record
         {name: k + 1 for k, name in enumerate(classes)},
         {category_id: k + 1 for k, category_id in enumerate(truth.category_ids)},
         {i + 1: (s.width, s.height) for i, s in enumerate(samples)},
+        [s.id for s in samples],
     )
-    ids = [s.id for s in samples]
+    ids = index.own_ids
     records = _from_detections([s.truth for s in samples if s.truth is not None], ids, classes, index)
     for number, sample in enumerate(samples, start=1):
         # The COCO reader keeps crowd regions apart from objects: what lies in one is neither hit nor false alarm.
@@ -169,12 +178,13 @@ def _truth_of_coco(truth: Mapping[str, Any]) -> tuple[list[str], list[str], list
                 "iscrowd": int(annotation.get("iscrowd", 0)),
             }
         )
-    index = _Index({**images, **by_id}, {name: k for k, name in enumerate(classes, start=1)}, category_ids, sizes)
+    numbers = {name: k for k, name in enumerate(classes, start=1)}
+    index = _Index({**images, **by_id}, numbers, category_ids, sizes, list(by_id))
     return names, classes, _numbered(records), index
 
 
 def _name_image(images: dict[str, int], number: int, *names: str) -> None:
-    """An image may be called by its id, its file name, or the file name's last part and stem, first come first served."""
+    """An image may be called by its id, its file name, or that name's last part or stem; the first claim counts."""
     for name in names:
         for alias in (name, PurePosixPath(name).name, PurePosixPath(name).stem):
             if alias:
@@ -213,9 +223,10 @@ def _from_detections(
 
 
 def _from_dataset(dataset: Dataset, index: _Index, source: str | Path) -> list[Record]:
-    images, annotations = [], []
+    names: dict[int, str] = {}
+    annotations: list[Record] = []
     for number, sample in enumerate(dataset, start=1):
-        images.append({"id": number, "file_name": sample.id})
+        names[number] = sample.id
         if sample.truth is None:
             continue
         for box, name, score in zip(sample.truth.boxes, sample.truth.label_names, sample.truth.scores, strict=True):
@@ -223,7 +234,7 @@ def _from_dataset(dataset: Dataset, index: _Index, source: str | Path) -> list[R
             annotations.append(
                 {"image_id": number, "category": name, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": float(score)}
             )
-    return _joined(annotations, {im["id"]: im["file_name"] for im in images}, index, source)
+    return _joined(annotations, names, index, source)
 
 
 def _from_instances(loaded: Mapping[str, Any], index: _Index, source: str | Path) -> list[Record]:
@@ -321,7 +332,7 @@ def _check_values(records: list[Record], index: _Index, source: str | Path) -> N
     outside = ((placed[:, :2] + placed[:, 2:]) > extents * 1.05).any(axis=1).mean()
     if outside > 0.1 and (placed[:, 2:] >= placed[:, :2]).all() and (placed[:, 2:] <= extents * 1.01).all():
         raise BadInput(
-            f"the boxes of {source} look like [x1, y1, x2, y2]: {math.floor(outside * 100)}% leave their image otherwise",
+            f"the boxes of {source} look like [x1, y1, x2, y2]: read as sizes, {outside:.0%} leave their image",
             expected="bbox [x, y, width, height]",
         )
     if placed.max() <= 1.0 and extents.min() > 16:

@@ -73,7 +73,7 @@ def evaluate(truth: TruthLike, predictions: PredictionLike) -> DetectionScores:
         ARl=_mean(recall[:, :, 3, 2]),
         per_class={name: _mean(precision[0, :, k, 0, 2]) for k, name in enumerate(names)},
         per_class_ap={name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(names)},
-        images=len(pairs.image_names),
+        images=pairs.images,
         truth_boxes=len(pairs.truth),
         predicted_boxes=len(pairs.predictions),
     )
@@ -86,18 +86,22 @@ def _mean(values: Any) -> float | None:
 
 def _run_coco(pairs: Pairs) -> Any:
     header = {
-        "images": [{"id": i + 1} for i in range(len(pairs.image_names))],
+        "images": [{"id": i + 1} for i in range(pairs.images)],
         "categories": [{"id": k + 1, "name": name} for k, name in enumerate(pairs.classes)],
     }
     evaluation = COCOeval_faster(
         COCO({**header, "annotations": pairs.truth}),
         COCO({**header, "annotations": pairs.predictions}),
         iouType="bbox",
-        print_function=lambda *_: None,
+        print_function=_silence,
     )
     evaluation.evaluate()
     evaluation.accumulate()
     return evaluation
+
+
+def _silence(*_: object) -> None:
+    """COCO's evaluation reports on its way; nobody asked."""
 
 
 def assign(

@@ -94,7 +94,13 @@ def data_uri(image: Image, max_side: int = 320, quality: int = 82) -> str:
 
 
 def boxes_svg(
-    size: tuple[int, int], detections: Detections, *, href: str | None = None, reuse: str | None = None, alt: str = ""
+    size: tuple[int, int],
+    detections: Detections,
+    *,
+    href: str | None = None,
+    reuse: str | None = None,
+    alt: str = "",
+    weight: float = 1.0,
 ) -> str:
     """A picture with its boxes as vector lines, sharp at any zoom.
 
@@ -102,9 +108,10 @@ def boxes_svg(
         size: width and height of the image whose pixels the boxes are in.
         href: the picture to draw underneath; `reuse` instead names the id of one already in the document.
         alt: what a screen reader says; the detections are added to it.
+        weight: of strokes and type; less than 1 where the picture is shown large.
     """
     width, height = size
-    unit = max(width, height) / 100  # one hundredth of the longer side: strokes and type scale with the picture
+    unit = weight * max(width, height) / 100  # strokes and type scale with the picture's longer side
     shapes: list[str] = []
     tags: list[str] = []
     taken: list[Rectangle] = []

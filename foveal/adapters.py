@@ -11,6 +11,7 @@ Shape letters: B batch, T and L target and source tokens, E width, H heads.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,8 +36,7 @@ class SplitAttention(nn.Module):
         width = fused.embed_dim
         self.num_heads, self.batch_first, self.dropout = fused.num_heads, fused.batch_first, fused.dropout
         with torch.device("meta"):
-            self.in_proj = nn.Linear(width, 3 * width, bias=fused.in_proj_bias is not None)
-            self.out_proj = nn.Linear(width, width, bias=fused.out_proj.bias is not None)
+            self.in_proj, self.out_proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.in_proj.weight, self.in_proj.bias = fused.in_proj_weight, fused.in_proj_bias
         self.out_proj.weight, self.out_proj.bias = fused.out_proj.weight, fused.out_proj.bias
         self.train(fused.training)
@@ -75,7 +75,7 @@ class SplitAttention(nn.Module):
     def fused(self) -> nn.MultiheadAttention:
         """The PyTorch module with these weights."""
         with torch.device("meta"):
-            module = nn.MultiheadAttention(
+            module: Any = nn.MultiheadAttention(
                 self.in_proj.in_features, self.num_heads, dropout=self.dropout, batch_first=self.batch_first
             )
         module.in_proj_weight, module.in_proj_bias = self.in_proj.weight, self.in_proj.bias
@@ -83,10 +83,16 @@ class SplitAttention(nn.Module):
         return module.train(self.training)
 
 
+def splittable(attention: nn.MultiheadAttention) -> bool:
+    """Whether query, key and value share one packed projection, with nothing added to keys or values."""
+    packed: Any = attention.in_proj_weight  # None when key or value have widths of their own
+    return packed is not None and attention.bias_k is None and not attention.add_zero_attn
+
+
 def split_attention(model: nn.Module) -> nn.Module:
     """Replace each fused self-attention of `model` by `SplitAttention`, in place; the weights stay the same tensors."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None and module.bias_k is None:
+        if isinstance(module, nn.MultiheadAttention) and splittable(module):
             _replace(model, name, SplitAttention(module))
     return model
 
@@ -126,6 +132,22 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         raise BadInput(
             f"{folder / WEIGHTS} cannot be read: {error}", remedy="Copy or train the adapter again."
         ) from error
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """The part of an adapter's configuration that decides, with its tensors, what it does to a model."""
+    names = (
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "fan_in_fan_out",
+    )
+    described = json.loads((folder / CONFIG).read_text())
+    return {name: described.get(name) for name in names}
 
 
 def apply(model: nn.Module, folder: Path, base_fingerprint: str) -> nn.Module:

@@ -152,11 +152,13 @@ def archive_add(
     """
     from foveal.models import load_encoder
     from retrieval.archive import Archive
+    from retrieval.sources import Sources
 
     if (archive / "archive.json").is_file():
         opened = Archive.open(archive)
         model = load_encoder(encoder or opened.encoder)
     else:
+        Sources.resolve(sources)  # a wrong path leaves no empty archive behind
         reference = encoder or DEFAULT_ENCODER
         model = load_encoder(reference)
         opened = Archive.create(archive, model, reference=reference)
@@ -293,9 +295,7 @@ def distill(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `foveal distill` wrote.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to write; beside MODEL when left out.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write; else beside MODEL.")] = None,
     to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime to export for.")] = "onnx",
     int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
     json_: Json = False,
@@ -305,7 +305,6 @@ def export(
     Example: foveal export runs/student --to onnx --int8 runs/site/images --out runs/student-int8
     """
     from distill.export import export as run
-
     from foveal.dataset import Dataset
 
     out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
@@ -355,7 +354,8 @@ def eval_retrieval(
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    emit(evaluate(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+    dataset = Dataset.open(data)
+    emit(evaluate(load_encoder(encoder), dataset, progress=_progress()), json_)
 
 
 @eval_app.command("zero-shot")
@@ -372,7 +372,8 @@ def eval_zero_shot(
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    emit(evaluate_dataset(load_encoder(encoder), Dataset.open(data), progress=_progress()), json_)
+    dataset = Dataset.open(data)
+    emit(evaluate_dataset(load_encoder(encoder), dataset, progress=_progress()), json_)
 
 
 @app.command()

@@ -173,8 +173,15 @@ class Dataset:
         return Dataset(self.arrow.take(rows), self.classes, self.category_ids)
 
     def with_truth(self, truth: Iterable[Detections | None], classes: Sequence[str] | None = None) -> Dataset:
-        """The same images with other truth, e.g. accepted pseudo-labels, one per sample in order."""
-        pairs = zip(self, truth, strict=True)
+        """The same images with other truth, e.g. accepted pseudo-labels, one per sample in order.
+
+        Raises:
+            BadInput: not one each, or a class that is not among `classes`.
+        """
+        given = list(truth)
+        if len(given) != len(self):
+            raise BadInput("truth does not match the images", expected=str(len(self)), received=str(len(given)))
+        pairs = zip(self, given, strict=True)
         samples = (replace(sample, truth=boxes, segmentations=None) for sample, boxes in pairs)
         if classes is None:
             return Dataset.build(samples, self.classes, category_ids=self.category_ids)

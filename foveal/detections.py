@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ class Provenance:
     route: Route | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Detections:
     """Detections of one image; truth uses the same type with scores of 1.
 
@@ -53,7 +53,7 @@ class Detections:
     names: tuple[str, ...]
     probabilities: FloatArray | None = None  # (N,) calibrated P(correct) in [0, 1]
     masks: BoolArray | None = None  # (N, H, W)
-    provenance: tuple[Provenance, ...] | None = field(default=None, compare=False)  # one per box
+    provenance: tuple[Provenance, ...] | None = None  # one per box
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -62,8 +62,9 @@ class Detections:
         for name, values in (("scores", self.scores), ("labels", self.labels), ("probabilities", self.probabilities)):
             if values is not None and values.shape != (count,):
                 raise BadInput(f"{name} have the wrong shape", expected=f"({count},)", received=str(values.shape))
-        if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
-            raise BadInput("boxes or scores hold NaN or infinity", expected="finite numbers")
+        for name, values in (("boxes", self.boxes), ("scores", self.scores), ("probabilities", self.probabilities)):
+            if values is not None and not np.isfinite(values).all():
+                raise BadInput(f"{name} hold NaN or infinity", expected="finite numbers")
         if count and ((self.boxes[:, 2] < self.boxes[:, 0]) | (self.boxes[:, 3] < self.boxes[:, 1])).any():
             raise BadInput("a box has negative width or height", expected="x1 <= x2 and y1 <= y2")
         for name, values in (("score", self.scores), ("probability", self.probabilities)):
@@ -81,7 +82,10 @@ class Detections:
 
     def __getitem__(self, index: IntArray | BoolArray | slice | Sequence[int]) -> Detections:
         """The selected rows (integer index array, boolean mask or slice), order kept as given."""
-        rows: IntArray = np.arange(len(self))[np.asarray(index) if not isinstance(index, slice) else index]
+        chosen = index if isinstance(index, slice) else np.asarray(index)
+        if not isinstance(chosen, slice) and not chosen.size:
+            chosen = np.zeros(0, dtype=np.int64)  # an empty list has no dtype to index with
+        rows: IntArray = np.arange(len(self))[chosen]
         return Detections(
             boxes=self.boxes[rows],
             scores=self.scores[rows],
@@ -94,10 +98,19 @@ class Detections:
 
     @classmethod
     def build(cls, boxes: Any, scores: Any, labels: Any, names: Sequence[str], **rest: Any) -> Detections:
-        """Detections from anything array-like: boxes (N, 4) xyxy pixels, scores (N,) or a scalar, labels (N,) or names."""
-        boxes_array = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
+        """Detections from anything array-like: boxes (N, 4) xyxy pixels, scores (N,) or one, labels (N,) or names.
+
+        Raises:
+            BadInput: as construction, or a label that `names` lacks.
+        """
+        boxes_array = np.asarray(boxes, dtype=np.float32)
+        if not boxes_array.size:
+            boxes_array = boxes_array.reshape(0, 4)
         count = len(boxes_array)
         index = {name: i for i, name in enumerate(names)}
+        unknown = sorted({v for v in labels if isinstance(v, str)} - index.keys())
+        if unknown:
+            raise BadInput(f"no class {unknown[0]!r}", expected=f"one of {', '.join(names)}")
         label_list = [index[v] if isinstance(v, str) else int(v) for v in labels]
         return cls(
             boxes=boxes_array,
@@ -119,8 +132,6 @@ class Detections:
 
     def clipped(self, width: int, height: int) -> Detections:
         """Boxes cut to an image of `width` x `height` pixels."""
-        from dataclasses import replace
-
         limit = np.array([width, height, width, height], dtype=np.float32)
         return replace(self, boxes=np.clip(self.boxes, 0, limit))
 

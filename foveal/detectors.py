@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foveal import artifacts
 from foveal.detections import Detections, FloatArray, IntArray, pairwise_iou
-from foveal.errors import BadInput, IntegrityError, Unavailable
+from foveal.errors import BadInput, FovealError, IntegrityError, Unavailable
 from foveal.models import ModelRef
 from foveal.runtime import usable_cores
 
@@ -165,7 +165,9 @@ def _load(ref: ModelRef, model: str, start: Callable[[Path, int], Run], threads:
     try:
         run = start(folder / model, count)
         boxes, scores = run(np.zeros((1, 3, card.size, card.size), dtype=np.float32))
-    except (RuntimeError, ValueError, OSError) as error:
+    except FovealError:
+        raise
+    except Exception as error:  # each runtime raises types of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise IntegrityError(f"{folder / model} does not run: {reason}", remedy="Export it again.") from error
     if boxes.shape[2:] != (4,) or scores.shape != (*boxes.shape[:2], len(card.classes)):

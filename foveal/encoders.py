@@ -9,9 +9,10 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,9 +53,8 @@ class TorchEncoder(ABC):
         if ref.adapter is None:
             self.fingerprint = self.base_fingerprint
         else:
-            # Hashing what was applied, not the merged floats, keeps the fingerprint equal across CPUs and GPUs.
             model = adapters.apply(model, ref.adapter, self.base_fingerprint)
-            self.fingerprint = fingerprint(adapters.tensors(ref.adapter), {"base": self.base_fingerprint})
+            self.fingerprint = adapted_fingerprint(self.base_fingerprint, ref.adapter)
         self.model = model.to(device).requires_grad_(False)
         scale: Any = getattr(model, "logit_scale", None)
         self.logit_scale = 1.0 if scale is None else float(scale.detach().exp())
@@ -142,7 +142,7 @@ class TransformersEncoder(TorchEncoder):
             "truncation": True,
             "return_tensors": "pt",
         }
-        images = {k: v for k, v in processor.image_processor.to_dict().items() if k not in _PROCESSOR_NOISE}
+        images = image_config(processor.image_processor)
         config = {"images": images, "text": {**tokenizer_config(tokenizer), "max_length": longest, "fixed": fixed}}
         super().__init__(ref, model, config, device)
 
@@ -161,10 +161,6 @@ class TransformersEncoder(TorchEncoder):
 
     def text_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         return model.get_text_features(**inputs).pooler_output
-
-
-# What an image processor says about itself that changes no pixel.
-_PROCESSOR_NOISE = {"image_processor_type", "processor_class", "_processor_class", "device", "disable_grouping"}
 
 
 def load_open_clip(ref: ModelRef, device: str | None = None) -> OpenClipEncoder:
@@ -262,8 +258,26 @@ def fingerprint(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str
         tensor = tensors[name].detach().cpu()
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
+
+
+def adapted_fingerprint(base_fingerprint: str, adapter: Path) -> str:
+    """The fingerprint of a base with an adapter folder on it.
+
+    It hashes what was applied instead of the merged weights, whose last digits differ from one CPU or GPU to the next.
+    """
+    from foveal import adapters
+
+    return fingerprint(adapters.tensors(adapter), {"base": base_fingerprint, "adapter": adapters.identity(adapter)})
+
+
+def image_config(processor: Any) -> dict[str, Any]:
+    """What of a transformers image processor changes pixels; its other fields come and go with library versions."""
+    names = ("size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std", "patch_size")
+    names += ("max_num_patches", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "pad_size")
+    described = processor.to_dict()
+    return {name: described[name] for name in names if described.get(name) is not None}
 
 
 def tokenizer_config(tokenizer: Any) -> dict[str, Any]:
@@ -303,7 +317,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _root_handlers_kept() -> Iterator[None]:
+def _root_handlers_kept() -> Generator[None]:
     """open_clip logs through the root logger's functions, which install a handler when there is none: take it back."""
     before = logging.root.handlers[:]
     try:

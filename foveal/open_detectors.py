@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from foveal.detections import Detections, FloatArray, IntArray
-from foveal.encoders import LOADING_FAILS, fingerprint, tokenizer_config, unreachable
+from foveal.encoders import (
+    LOADING_FAILS,
+    adapted_fingerprint,
+    fingerprint,
+    image_config,
+    tokenizer_config,
+    unreachable,
+)
 from foveal.errors import BadInput, UnknownName
 from foveal.models import ModelRef
 from foveal.runtime import pick_device
@@ -43,13 +50,13 @@ class TransformersOpenDetector(ABC):
 
         self.name, self.device, self.flip, self.nms_iou = str(ref), device, flip, nms_iou
         self.processor = processor
-        config = {"images": processor.image_processor.to_dict(), "text": tokenizer_config(processor.tokenizer)}
+        config = {"images": image_config(processor.image_processor), "text": tokenizer_config(processor.tokenizer)}
         model = model.float().eval()
         self.base_fingerprint = fingerprint(model.state_dict(), config)
         self.fingerprint = self.base_fingerprint
         if ref.adapter is not None:
             model = adapters.apply(model, ref.adapter, self.base_fingerprint)
-            self.fingerprint = fingerprint(adapters.tensors(ref.adapter), {"base": self.base_fingerprint})
+            self.fingerprint = adapted_fingerprint(self.base_fingerprint, ref.adapter)
         self.model: Any = model.to(device).requires_grad_(False)
 
     def detect(
@@ -76,7 +83,7 @@ class TransformersOpenDetector(ABC):
                 everything = Detections.build(boxes, scores, labels, prompts).clipped(image.width, image.height)
                 sides = everything.boxes[:, 2:] - everything.boxes[:, :2]
                 # A box that lay wholly in the padding has no area left.
-                found.append(everything[(sides > 0).all(axis=1)].nms(self.nms_iou))
+                found.append(everything[sides.min(axis=1, initial=np.inf) > 0].nms(self.nms_iou))
         return found
 
     @abstractmethod
@@ -114,7 +121,7 @@ class OwlDetector(TransformersOpenDetector):
                 inputs = {k: v.to(self.device) for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
                 features = self._trunk.get_text_features(**inputs).pooler_output
                 if len(self._embedded) >= self.CACHED_PROMPT_SETS:
-                    self._embedded.pop(next(iter(self._embedded)))
+                    self._embedded.pop(next(iter(self._embedded)), None)
                 self._embedded[prompts] = torch.nn.functional.normalize(features, dim=-1)
         return self._embedded[prompts]
 

@@ -89,7 +89,7 @@ def write(
 
     Scene i has seed `seed * STRIDE + i`, so splits written with different `seed` never share a scene. `out` receives
     images/, metadata.csv and, with `labels`, instances.json (COCO, RLE masks), captions.jsonl and questions.jsonl. It
-    appears all at once when everything is written. `progress` is called with the number of scenes done.
+    appears all at once when everything is written. `progress` is called with 1 for each scene done.
 
     Raises FileExistsError if `out` exists and is not empty, ValueError if `count` is not in 1..STRIDE.
     """
@@ -212,7 +212,7 @@ def _save(
                     }
                     annotations.append(home | seen)
             if progress is not None:
-                progress(number)
+                progress(1)
     if labels:
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         truth = {"images": images, "annotations": annotations, "categories": categories}

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 BACKGROUND = "background"
 ENCODE_BATCH = 64
+EVIDENCE = 5  # neighbours that a detection carries with it
 K_CHOICES = (3, 5, 10, 20)
 TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
 
@@ -270,7 +271,7 @@ class ExemplarMemory:
         return votes
 
     def _evidence(self, found: Sequence[tuple[int, float]], name: str) -> tuple[Neighbour, ...]:
-        rows = [(self._exemplars[row], min(max(value, -1.0), 1.0)) for row, value in found]
+        rows = [(self._exemplars[row], min(max(value, -1.0), 1.0)) for row, value in found[:EVIDENCE]]
         return tuple(Neighbour(e.id, value, e.label or BACKGROUND, e.label == name) for e, value in rows)
 
     def _tuned(self) -> ExemplarMemory:

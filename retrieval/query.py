@@ -42,7 +42,7 @@ class SearchQuery:
     """
 
     text: str | None = None
-    image: Image | Path | None = None
+    image: Image | Path | str | None = None  # pixels, or a file
     negative: str | None = None
     filter: str | None = None  # SQL over metadata columns, e.g. camera = 'north' AND hour >= 18
     k: int = field(default=10)
@@ -75,7 +75,7 @@ class SearchQuery:
         if self.text is not None:
             total += (1 - self.image_weight if self.image is not None else 1) * encoded[self.text]
         if self.image is not None:
-            image = decode(self.image, min_side=MIN_SIDE) if isinstance(self.image, Path) else self.image
+            image = decode(self.image, min_side=MIN_SIDE) if isinstance(self.image, (str, Path)) else self.image
             total += (self.image_weight if self.text is not None else 1) * encoder.encode_images([image])[0]
         if self.negative is not None:
             total -= self.negative_weight * encoded[self.negative]

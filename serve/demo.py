@@ -7,6 +7,8 @@ nothing is reported anywhere; both work without a network.
 from __future__ import annotations
 
 import time
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,11 @@ PICK = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-id]');
   if (button) trigger('pick', {id: button.dataset.id});
 });"""
+# On a phone the result lies below the controls.
+TO_RESULT = """() => {
+  if (innerWidth < 700) document.querySelector('#fv-boxes').scrollIntoView({behavior: 'smooth', block: 'start'});
+}"""
+SKIP: Any = gr.skip()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -47,18 +54,20 @@ class Looked:
 def mount(app: FastAPI, engine: Engine) -> None:
     """Adds the pages to `app`: *Search* at `/` and *Detect* at `/detect`, or the one of them that can work."""
     blocks = build(engine)
-    gr.mount_gradio_app(
-        app,
-        blocks,
-        path="/",
-        theme=look.theme(),
-        css=look.css(),
-        footer_links=[],
-        run_history=False,
-        ssr_mode=False,
-        show_error=False,
-        max_file_size=engine.limits.body_bytes,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # said even where it is switched off
+        gr.mount_gradio_app(  # pyright: ignore[reportUnknownMemberType]
+            app,
+            blocks,
+            path="/",
+            theme=look.theme(),
+            css=look.css(),
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            show_error=False,
+            max_file_size=engine.limits.body_bytes,
+        )
 
 
 def build(engine: Engine) -> gr.Blocks:
@@ -69,24 +78,22 @@ def build(engine: Engine) -> gr.Blocks:
     draw = {"Search": _search, "Detect": _detect}
     paths = {"/" if number == 0 else f"/{title.lower()}": title for number, title in enumerate(titles)}
     with gr.Blocks(title="Foveal", analytics_enabled=False, fill_width=True) as blocks:
-        gr.Navbar(visible=False, main_page_name=titles[0] if titles else "Foveal")
         if titles:
-            gr.HTML(show.header(titles[0], paths, _facts(engine)), js_on_load=None)
+            _html(show.header(titles[0], paths, _facts(engine)))
             draw[titles[0]](engine, blocks)
         else:
-            gr.HTML(show.note("This server only embeds; see /openapi.json for its API."), js_on_load=None)
+            _html(show.note("This server only embeds; see /openapi.json for its API."))
     for path, title in list(paths.items())[1:]:
         with blocks.route(title, path):
-            gr.Navbar(visible=False)
-            gr.HTML(show.header(title, paths, _facts(engine)), js_on_load=None)
+            _html(show.header(title, paths, _facts(engine)))
             draw[title](engine, blocks)
     return blocks
 
 
 def _search(engine: Engine, page: gr.Blocks) -> None:
     name, archive = engine.archive()
-    columns = ", ".join(key for key in archive.columns if key not in ("id", "uri", "content_hash"))
-    gr.HTML(show.heading("Search", f"{len(archive):,} pictures, in your own words or like a picture."), js_on_load=None)
+    columns = [key for key in archive.columns if key not in ("id", "uri", "content_hash")]
+    _html(show.heading("Search", f"{len(archive):,} pictures: describe one, or show one like it."))
     with gr.Row(elem_classes="fv-ask", equal_height=True):
         words = gr.Textbox(
             placeholder="Describe what you are looking for", show_label=False, container=False, scale=8, autofocus=True,
@@ -99,27 +106,30 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
             buttons=[], elem_id="fv-image",
         )  # fmt: skip
         with gr.Column(min_width=220):
-            negative = gr.Textbox(label="But not", placeholder="what it should not show", max_lines=1)
+            negative = gr.Textbox(
+                label="But not", placeholder="what it should not show", max_lines=1, elem_classes="fv-field"
+            )
             filter = gr.Textbox(
-                label="Only where", placeholder="camera = 'north' AND hour >= 18", max_lines=1,
-                info=f"columns: {columns}" if columns else None, elem_id="fv-filter",
+                label="Only where", placeholder=_filter_example(archive.columns, columns), max_lines=1,
+                info=f"columns: {', '.join(columns)}", elem_id="fv-filter", elem_classes="fv-field",
             )  # fmt: skip
         with gr.Column(min_width=220):
             k = gr.Slider(1, 60, 24, step=1, label="How many")
             weight = gr.Slider(0, 1, 0.5, step=0.05, label="Words or picture", info="0 is all words, 1 all picture")
-    said = gr.HTML(js_on_load=None)
-    results = gr.HTML(js_on_load=PICK, elem_id="fv-results")
+    said = _html()
+    results = _html(pick=True, elem_id="fv-results")
 
     async def find(text: str, path: str | None, minus: str, where: str, count: float, share: float) -> tuple[str, str]:
-        if not text.strip() and path is None:
+        wanted, unwanted, condition = ((field or "").strip() or None for field in (text, minus, where))
+        if wanted is None and path is None:
             return await start()
         began = time.perf_counter()
         try:
             query = SearchQuery(
-                text=text.strip() or None,
+                text=wanted,
                 image=None if path is None else await engine.decode(Path(path).read_bytes()),
-                negative=minus.strip() or None,
-                filter=where.strip() or None,
+                negative=unwanted,
+                filter=condition,
                 k=int(count),
                 image_weight=share,
             )
@@ -129,11 +139,11 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
         took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
         return show.status([f"{len(hits)} best of {len(archive):,}", took]), show.hits(archive_name, hits)
 
-    async def similar(event: gr.EventData, where: str, count: float) -> tuple[str, str]:
+    async def similar(event: gr.EventData, where: str | None, count: float) -> tuple[str, str]:
         began = time.perf_counter()
         try:
-            item = await engine.item(str(event._data.get("id", "")))
-            query = SearchQuery(image=await engine.picture(item), filter=where.strip() or None, k=int(count))
+            item = await engine.item(str(getattr(event, "id", "")))
+            query = SearchQuery(image=await engine.picture(item), filter=(where or "").strip() or None, k=int(count))
             archive_name, hits = await engine.search(query)
         except FovealError as error:
             return "", show.problem(error)
@@ -161,8 +171,7 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
 def _detect(engine: Engine, page: gr.Blocks) -> None:
     kinds = {kind_of(model) for model in engine.models.values()}
     closed, open_ = "detector" in kinds, "open-detector" in kinds
-    lead = "Boxes from the detector in production." if closed else "Boxes for whatever you name."
-    gr.HTML(show.heading("Detect", lead), js_on_load=None)
+    _html(show.heading("Detect", _ability(engine) if closed else "Boxes around whatever you name."))
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
             image = gr.Image(
@@ -172,21 +181,19 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
             prompts = gr.Textbox(
                 label="Look for" if not closed else "Or look for something else",
                 placeholder="a red crate, a drone", info="classes, with commas between them", max_lines=2,
-                visible=open_, elem_id="fv-prompts",
+                visible=open_, elem_id="fv-prompts", elem_classes="fv-field",
             )  # fmt: skip
             threshold = gr.Slider(FLOOR, 0.95, 0.3, step=0.01, label="Threshold", elem_id="fv-threshold")
-            strip = gr.HTML(js_on_load=PICK, elem_id="fv-strip")
+            strip = _html(pick=True, elem_id="fv-strip")
         with gr.Column(scale=7, min_width=300):
-            said = gr.HTML(js_on_load=None)
-            boxes = gr.HTML(
-                show.note("Choose a picture, or try one of the archive's."), js_on_load=None, elem_id="fv-boxes"
-            )
-            rows = gr.HTML(js_on_load=None, elem_id="fv-rows")
+            said = _html()
+            boxes = _html(show.note("Choose a picture, or try one of the archive's."), elem_id="fv-boxes")
+            rows = _html(elem_id="fv-rows")
     looked = gr.State(None)
     shown = [said, boxes, rows]
 
-    async def look_at(data: Any, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
-        names = [name.strip() for name in wanted.split(",") if name.strip()] or None
+    async def look_at(data: Any, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:
+        names = [name.strip() for name in (wanted or "").split(",") if name.strip()] or None
         if names is None and not closed:
             return None, "", show.note("Name what to look for."), ""
         try:
@@ -199,20 +206,17 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
         state = Looked(data_uri(picture, 1280, quality=88), picture.size, found, model, seconds)
         return state, *_drawn(state, least)
 
-    async def upload(path: str | None, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
+    async def upload(path: str | None, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:
         if path is None:
             return None, "", show.note("Choose a picture, or try one of the archive's."), ""
         return await look_at(Path(path).read_bytes(), wanted, least)
 
-    async def example(event: gr.EventData, wanted: str, least: float) -> tuple[Any, Looked | None, str, str, str]:
+    async def example(event: gr.EventData, wanted: str | None, least: float) -> tuple[Any, ...]:
         try:
-            item = await engine.item(str(event._data.get("id", "")))
+            item = await engine.item(str(getattr(event, "id", "")))
         except NotFound as error:
-            return gr.skip(), None, "", show.problem(error), ""
+            return SKIP, None, "", show.problem(error), ""
         return item.uri, *(await look_at(item, wanted, least))
-
-    async def again(path: str | None, wanted: str, least: float) -> tuple[Looked | None, str, str, str]:
-        return await upload(path, wanted, least)
 
     async def examples() -> str:
         if not engine.archives:
@@ -220,16 +224,18 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
         name, _ = engine.archive()
         return show.strip(name, await engine.sample(EXAMPLES))
 
-    image.upload(upload, [image, prompts, threshold], [looked, *shown], **QUIET)
-    image.clear(upload, [image, prompts, threshold], [looked, *shown], **QUIET)
-    prompts.submit(again, [image, prompts, threshold], [looked, *shown], **QUIET)
+    busy: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": boxes}
+    asked: list[Any] = [image, prompts, threshold]
+    image.upload(upload, asked, [looked, *shown], **busy).then(js=TO_RESULT)
+    image.clear(upload, asked, [looked, *shown], **QUIET)
+    prompts.submit(upload, asked, [looked, *shown], **busy).then(js=TO_RESULT)
     threshold.input(_redrawn, [looked, threshold], shown, trigger_mode="always_last", **QUIET)
-    strip.pick(example, [prompts, threshold], [image, looked, *shown], **QUIET)
+    strip.pick(example, [prompts, threshold], [image, looked, *shown], **busy).then(js=TO_RESULT)
     page.load(examples, None, strip, **QUIET)
 
 
 def _redrawn(looked: Looked | None, least: float) -> tuple[Any, Any, Any]:
-    return (gr.skip(), gr.skip(), gr.skip()) if looked is None else _drawn(looked, least)
+    return (SKIP, SKIP, SKIP) if looked is None else _drawn(looked, least)
 
 
 def _drawn(looked: Looked, least: float) -> tuple[str, str, str]:
@@ -239,6 +245,25 @@ def _drawn(looked: Looked, least: float) -> tuple[str, str, str]:
     count = f"{len(found)} {'object' if len(found) == 1 else 'objects'}"
     line = show.status([count, looked.model, f"{looked.seconds * 1000:.0f} ms"])
     return line, show.picture(looked.href, looked.size, found), show.table(found)
+
+
+def _filter_example(kinds: Mapping[str, str], columns: Sequence[str]) -> str:
+    """A filter over columns that are there."""
+    own = [name for name in columns if name not in ("width", "height")]
+    words = [f"{name} = '...'" for name in own if kinds[name] == "text"]
+    numbers = [f"{name} >= ..." for name in own if kinds[name] == "number"]
+    return " AND ".join([*words[:1], *numbers[:1]]) or "width >= 640"
+
+
+def _ability(engine: Engine) -> str:
+    classes = list(engine.model("detector")[1].classes)
+    more = f" and {len(classes) - 8} more" if len(classes) > 8 else ""
+    return f"Finds {', '.join(classes[:8])}{more}."
+
+
+def _html(value: str = "", *, pick: bool = False, elem_id: str | None = None) -> Any:
+    """A piece of page; with `pick` a click on a picture in it triggers the event of that name."""
+    return gr.HTML(value, js_on_load=PICK if pick else None, apply_default_css=False, elem_id=elem_id)
 
 
 def _facts(engine: Engine) -> list[str]:

@@ -12,13 +12,13 @@ from foveal.errors import FovealError
 from retrieval.query import Hit
 from serve.engine import Item
 
+TEMPLATE = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"}
 SHOWN_FACTS = 3  # metadata values under a picture
 
 
 def text(value: object) -> str:
     """Text as HTML; braces and dollars too, because Gradio reads them as a template."""
-    escaped = html.escape(str(value))
-    return escaped.translate({ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"})
+    return html.escape(str(value)).translate(TEMPLATE)
 
 
 def header(here: str, pages: Mapping[str, str], facts: Sequence[str]) -> str:
@@ -94,7 +94,8 @@ def strip(archive: str, items: Sequence[Item]) -> str:
 
 def picture(href: str, size: tuple[int, int], found: Detections) -> str:
     """A picture with its boxes."""
-    return f'<div class="fv-picture">{look.boxes_svg(size, found, href=href, alt="detections")}</div>'
+    svg = look.boxes_svg(size, found, href=href, alt="detections", weight=0.7)
+    return f'<div class="fv-picture">{svg.translate(TEMPLATE)}</div>'
 
 
 def table(found: Detections) -> str:
@@ -105,7 +106,7 @@ def table(found: Detections) -> str:
     shown = found.probabilities if found.probabilities is not None else found.scores
     rows = "".join(
         f'<tr><td><i style="background:{look.box_colour(label)}"></i>{text(name)}</td>'
-        f'<td><span class="fv-meter" style="--share:{score:.0%}"></span>{score:.2f}</td>'
+        f'<td><div><span class="fv-meter" style="--share:{score:.0%}"></span>{score:.2f}</div></td>'
         f"<td>{x2 - x1:.0f} &times; {y2 - y1:.0f}</td></tr>"
         for (x1, y1, x2, y2), label, name, score in zip(
             found.boxes.tolist(), found.labels.tolist(), found.label_names, shown.tolist(), strict=True

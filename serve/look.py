@@ -19,7 +19,8 @@ def theme() -> Base:
         spacing_size=sizes.spacing_md,
         radius_size=sizes.radius_md,
         text_size=sizes.text_md,
-        font=(LocalFont("IBM Plex Sans", weights=(400, 600)), "system-ui", "sans-serif"),
+        # Gradio ships these weights whole; its semibold holds two letters of the alphabet.
+        font=(LocalFont("IBM Plex Sans", weights=(400, 700)), "system-ui", "sans-serif"),
         font_mono=(LocalFont("IBM Plex Mono", weights=(400,)), "ui-monospace", "monospace"),
     )
     made.name = "foveal"
@@ -59,12 +60,13 @@ def theme() -> Base:
         "button_secondary_text_color": "ink",
     }
     values = {name: COLOURS[ours][0] for name, ours in wanted.items()}
-    values |= {f"{name}_dark": COLOURS[ours][1] for name, ours in wanted.items()}
+    # The accent is one value for both schemes in Gradio; the pages' own styles use `--accent`, which has two.
+    values |= {f"{name}_dark": COLOURS[ours][1] for name, ours in wanted.items() if name != "color_accent"}
     values |= {
         "block_shadow": "none",
         "block_shadow_dark": "none",
         "block_border_width": "1px",
-        "block_title_text_weight": "500",
+        "block_title_text_weight": "400",
         "block_radius": "10px",
         "input_radius": "8px",
         "input_shadow": "none",
@@ -72,14 +74,14 @@ def theme() -> Base:
         "input_shadow_focus": "none",
         "input_shadow_focus_dark": "none",
         "button_large_radius": "8px",
-        "button_large_text_weight": "600",
+        "button_large_text_weight": "700",
         "button_primary_shadow": "none",
         "button_primary_shadow_dark": "none",
         "button_secondary_shadow": "none",
         "button_secondary_shadow_dark": "none",
         "layout_gap": "12px",
     }
-    return made.set(**values)
+    return made.set(**values)  # pyright: ignore[reportUnknownMemberType]
 
 
 def css() -> str:

@@ -283,7 +283,9 @@ def distillation(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {"train": _plain(trained), "human_boxes": _boxes(run.truth("gold"))}
     for key, data in (("student", None), ("int8", images)):
         folder = run.out / f"{key}-onnx"
-        result[key] = _plain(export(run.out / "student", folder, "onnx", data)) if not folder.exists() else {}
+        if not folder.exists():
+            export(run.out / "student", folder, "onnx", int8=data, progress=run.progress)
+        result[key] = artifacts.read(folder).metrics
     return result
 
 

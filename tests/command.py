@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from foveal.cli import main
+import typer
 
+from foveal.cli import app, main
+
+COMMAND: Any = typer.main.get_command(app)
 ENTRY = (sys.executable, "-c", "from foveal.cli import main; main()")  # for a process of its own
 
 
@@ -53,3 +56,12 @@ def foveal(*args: str) -> Outcome:
 def shell(*args: str) -> Sequence[str]:
     """The argument list that runs one command line in a process of its own."""
     return [*ENTRY, *args]
+
+
+def parse(line: Sequence[str]) -> Any:
+    """The innermost context of a command line that is parsed and type-checked but not run."""
+    context = COMMAND.make_context("foveal", list(line))
+    while hasattr(context.command, "commands"):
+        name, command, rest = context.command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+    return context

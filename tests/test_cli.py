@@ -10,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from foveal import __version__
-from foveal.cli import app
 from foveal.printing import emit
-from tests.command import foveal, shell
+from tests.command import COMMAND, foveal, parse, shell
 
 ROOT = Path(__file__).parent.parent
-ROOT_COMMAND: Any = typer.main.get_command(app)
 
 
 def _walk(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
@@ -28,18 +25,8 @@ def _walk(command: Any, *path: str) -> Iterator[tuple[str, Any]]:
         yield from _walk(child, *path, name)
 
 
-EVERYTHING = dict(_walk(ROOT_COMMAND))
+EVERYTHING = dict(_walk(COMMAND))
 COMMANDS = {name: command for name, command in EVERYTHING.items() if not hasattr(command, "commands")}
-
-
-def _parse(line: list[str]) -> Any:
-    """The innermost context of a command line that is parsed and type-checked but not run."""
-    context = ROOT_COMMAND.make_context("foveal", line)
-    while hasattr(context.command, "commands"):
-        rest = [*context._protected_args, *context.args]
-        name, command, rest = context.command.resolve_command(context, rest)
-        context = command.make_context(name, rest, parent=context)
-    return context
 
 
 def _examples(command: Any) -> list[list[str]]:
@@ -71,7 +58,7 @@ def test_each_command_shows_an_example_that_parses(name: str) -> None:
     assert examples, f"{name} has no Example: line"
     for words in examples:
         assert " ".join(words).startswith(name)
-        assert _parse(words[1:]).command is COMMANDS[name]
+        assert parse(words[1:]).command is COMMANDS[name]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -102,8 +89,8 @@ def test_each_command_prints_json_when_asked(name: str) -> None:
         "quickstart --fresh",
     ],
 )
-def test_promised_shapes_parse(line: str) -> None:
-    assert _parse([*shlex.split(line), "--json"]).params["json_"] is True
+def test_promised_shapesparse(line: str) -> None:
+    assert parse([*shlex.split(line), "--json"]).params["json_"] is True
 
 
 def test_help_names_the_example_and_exits_with_zero() -> None:
@@ -194,9 +181,7 @@ def test_json_is_json_even_where_a_figure_is_missing(tmp_path: Path) -> None:
 def test_a_traceback_is_shown_only_under_debug(tmp_path: Path, place: str) -> None:
     line = ["registry", "promote", "depot", "2", "--registry", str(tmp_path)]
     asked = ["--debug", *line] if place == "before" else [*line, "--debug"]
-    shown = subprocess.run(
-        shell(*asked), capture_output=True, text=True, cwd=ROOT
-    )
+    shown = subprocess.run(shell(*asked), capture_output=True, text=True, cwd=ROOT)
     assert shown.returncode == 1
     assert "Traceback" in shown.stderr
     assert "depot" in shown.stderr.splitlines()[-1]

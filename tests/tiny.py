@@ -54,6 +54,36 @@ def tiny_clip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def tiny_hf(folder: Path, family: str) -> Path:
+    """A random transformers folder of family `clip` or `siglip`: 32 px, patch 8, width 32, 2 layers a tower."""
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTokenizer,
+        SiglipConfig,
+        SiglipModel,
+    )
+
+    vocabulary = tiny_tokenizer(folder)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**tower, "vocab_size": vocabulary, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
+    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
+    vision = {**tower, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "clip":
+            model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+        else:
+            model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision))
+    model.save_pretrained(folder)
+    size = {"shortest_edge": 32} if family == "clip" else {"height": 32, "width": 32}
+    processor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}, do_center_crop=family == "clip")
+    CLIPProcessor(processor, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
 def tiny_owl(folder: Path, seed: int = 0) -> Path:
     """A random OWLv2 folder: 64 px, patch 16 (16 boxes), width 32, 2 layers a tower."""
     from transformers import (

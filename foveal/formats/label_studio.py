@@ -48,9 +48,10 @@ def recognises(path: Path) -> bool:
     return path.suffix.lower() == ".json" and first_character(path) == "["
 
 
-def read(path: Path, *, skip_missing: bool = False) -> Dataset:
+def read(path: Path, *, images: Path | None = None, skip_missing: bool = False) -> Dataset:
     """Tasks of a JSON export, or the folder that holds `tasks.json`; truth is each task's last finished annotation.
 
+    Images are sought beside the JSON, in `images/` there, or in the folder `images` alone when it is given.
     A task whose annotation has an unnamed region or was drawn on a turned image is listed in `.skipped`.
 
     Raises:
@@ -60,7 +61,7 @@ def read(path: Path, *, skip_missing: bool = False) -> Dataset:
     tasks = _tasks(source)
     drawn = [_annotation(task) for task in tasks]
     classes = _classes(source, [annotation for annotation in drawn if annotation is not None])
-    locator = Locator(source.parent)
+    locator = Locator(images or source.parent)
     samples: list[Sample] = []
     skipped: list[tuple[Path, str]] = []
     for number, (task, annotation) in enumerate(zip(tasks, drawn, strict=True), start=1):
@@ -126,9 +127,9 @@ def write(
 ) -> None:
     """Write tasks to import: truth as annotations, `predictions` (one a sample, in order) as predictions.
 
-    A path that ends in `.json` writes tasks and XML alone; a folder gets `tasks.json`, `tasks.xml` and the images.
-    Image addresses are `address` plus the path below that folder, or below the images' common folder: serve it as Label
-    Studio's local-files root.
+    A path that ends in `.json` writes tasks and XML alone (`read` then needs `images`); a folder gets `tasks.json`,
+    `tasks.xml` and the images. Image addresses are `address` plus the path below that folder, or below the images'
+    common folder: serve it as Label Studio's local-files root.
 
     Raises:
         BadInput: not one prediction a sample.

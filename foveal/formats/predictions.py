@@ -135,7 +135,10 @@ def shortest(value: np.float32) -> float:
 
 
 def to_xywh(box: np.ndarray) -> list[float]:
-    """An xyxy float32 box (4,) as x, y, width, height that read back as exactly the same box, in few digits."""
+    """An xyxy float32 box (4,) as x, y, width, height in few digits; reads back as the very same box.
+
+    Only a box that begins left of or above the image may differ, by less than 1e-9 pixels.
+    """
     x, y = shortest(box[0]), shortest(box[1])
     return [x, y, _extent(x, box[2]), _extent(y, box[3])]
 

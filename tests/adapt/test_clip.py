@@ -17,7 +17,7 @@ from foveal.adapters import split_attention
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FovealError, UnknownName
 from foveal.models import load_encoder
-from tests.tiny import tiny_clip
+from tests.tiny import tiny_clip, tiny_hf
 
 COLOURS = ("red", "green", "blue", "yellow")
 PLACES = {"left": (2, 10), "right": (20, 10), "top": (11, 1), "bottom": (11, 21)}
@@ -116,8 +116,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(base: str, data: Dataset, tm
 
 def test_the_clock_ends_a_run(base: str, data: Dataset, tmp_path: Path) -> None:
     report = adapt(base, data, tmp_path / "a", ClipSettings(batch=8, max_seconds=0.5))
-    assert 0.5 <= report.seconds < 3
-    assert report.steps > 1
+    assert report.seconds >= 0.5
+    assert 1 <= report.steps < 10_000  # without the clock it would have been 20,000
 
 
 @pytest.mark.parametrize("method", ["rslora", "dora"])
@@ -135,6 +135,19 @@ def test_a_frozen_tower_stays_as_it_is(base: str, data: Dataset, tmp_path: Path)
     np.testing.assert_array_equal(before.encode_texts(texts), after.encode_texts(texts))
     image = [data[0].image()]
     assert np.abs(before.encode_images(image) - after.encode_images(image)).max() > 1e-4
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_transformers_models_too(data: Dataset, tmp_path: Path, family: str) -> None:
+    base = f"hf:{tiny_hf(tmp_path / family, family)}"
+    settings = FAST.model_copy(update={"epochs": 12, "rank": 4})
+    report = adapt(base, data, tmp_path / "a", settings)
+    assert report.losses[-1] < report.losses[0]
+    assert report.merge_difference <= 1e-4
+    model = load_encoder(base).model  # pyright: ignore
+    names = targets.choose(model, ["image", "text"])
+    assert len(names) == 2 * 2 * 6
+    assert not any("head" in name for name in names)
 
 
 def test_targets_are_exactly_the_blocks_linear_layers(base: str) -> None:

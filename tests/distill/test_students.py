@@ -98,7 +98,7 @@ def test_weights_change_the_gradient_and_not_the_value_of_a_detr_loss() -> None:
     torch.manual_seed(0)
     net = build("deimv2-atto", CLASSES, 64).eval()
     images = torch.rand(1, 3, 64, 64)
-    losses = [float(net.loss(images, batch(*ONE, [w], [False]))) for w in (1.0, 0.3)]
+    losses = [net.loss(images, batch(*ONE, [w], [False])).item() for w in (1.0, 0.3)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -28,7 +28,7 @@ def test_a_student_learns_what_it_is_shown() -> None:
     held_out = painted(12, 1)
     found = load_student(out, "cpu").detect([s.image() for s in held_out])
     assert evaluate([s.truth for s in held_out], found)["AP50"] > 0.8
-    assert report.steps == 3 * 60
+    assert report.steps == 3 * 40
     assert report.boxes == sum(len(s.truth) for s in painted())
     assert np.mean(report.losses[-3:]) < np.mean(report.losses[:3])
     assert len(list((out / "samples").glob("*.jpg"))) == 11

@@ -15,7 +15,7 @@ from foveal.detections import Detections
 
 CLASSES = ("disc", "square")
 SIDE = 64
-SETTINGS = TrainSettings(size=SIDE, epochs=60, batch=8, learning_rate=3e-3, mosaic=0.3, ema=0.98, evaluations=0)
+SETTINGS = TrainSettings(size=SIDE, epochs=40, batch=8, learning_rate=3e-3, mosaic=0.3, ema=0.98, evaluations=0)
 
 
 @cache

@@ -82,6 +82,7 @@ def pairs() -> tuple[list[Detections], list[Detections]]:
 def test_numbers_are_those_of_pycocotools(pairs: tuple[list[Detections], list[Detections]], tmp_path: Path) -> None:
     truth, results = as_coco(*pairs)
     truth["annotations"][3]["iscrowd"] = 1  # in the files alone: neither hit nor false alarm
+    truth["images"].reverse()  # equal scores are ranked by image id, not by the order of the file
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     (tmp_path / "results.json").write_text(json.dumps(results))
     ours = evaluate(tmp_path / "truth.json", tmp_path / "results.json")
@@ -172,7 +173,7 @@ def test_other_mismatches_are_refused(pairs: tuple[list[Detections], list[Detect
     with pytest.raises(BadInput, match="dog"):
         evaluate(pairs[0], [Detections.build([[0, 0, 5, 5]], 0.5, ["dog"], ["dog"])] * len(pairs[0]))
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(BadInput, match="broken.json is not JSON"):
+    with pytest.raises(BadInput, match=r"broken\.json is not JSON"):
         evaluate(tmp_path / "broken.json", results)
 
 

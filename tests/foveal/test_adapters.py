@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from foveal import adapters, artifacts
-from foveal.encoders import TorchEncoder
+from foveal.encoders import TorchEncoder, adapted_fingerprint
 from foveal.errors import AdapterMismatch, BadInput, IntegrityError
 from foveal.models import load_encoder
 from tests.tiny import tiny_clip
@@ -191,6 +191,12 @@ def test_another_base_is_refused(encoder: TorchEncoder, tmp_path: Path) -> None:
     other = tiny_clip(tmp_path / "other", seed=1)
     with pytest.raises(AdapterMismatch, match="another base model"):
         load_encoder(f"open_clip:{other}+{folder}")
+
+
+def test_the_scale_is_part_of_the_fingerprint(encoder: TorchEncoder, tmp_path: Path) -> None:
+    one, other = sealed(encoder, tmp_path / "a"), sealed(encoder, tmp_path / "b", lora_alpha=4)
+    assert (one / adapters.WEIGHTS).read_bytes() == (other / adapters.WEIGHTS).read_bytes()
+    assert adapted_fingerprint("base", one) != adapted_fingerprint("base", other)
 
 
 def test_changed_bytes_are_refused(encoder: TorchEncoder, tmp_path: Path) -> None:

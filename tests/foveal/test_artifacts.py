@@ -189,7 +189,7 @@ def test_a_manifest_cannot_point_outside(run: Path) -> None:
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.PKL", "a.bin", "sub/optimizer.ckpt"])
 def test_pickles_are_refused(run: Path, name: str) -> None:
     (run / name).touch()
-    with pytest.raises(BadInput, match="is a pickle.*safetensors"):
+    with pytest.raises(BadInput, match=r"is a pickle.*safetensors"):
         seal(run, name="det", kind="detector")
     assert not (run / "manifest.json").exists()
 

@@ -95,7 +95,7 @@ def test_required_fields_and_missing_files(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"the settings lacks? out|lacks out"):
         load(Needs)
-    with pytest.raises(ConfigError, match="gone.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"gone\.yaml cannot be read"):
         read_yaml(tmp_path / "gone.yaml")
 
 

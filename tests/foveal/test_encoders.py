@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from foveal.encoders import TorchEncoder
 from foveal.errors import BadInput, Unavailable, UnknownName
 from foveal.models import Encoder, load_encoder
-from tests.tiny import CONTEXT, tiny_clip, tiny_tokenizer
+from tests.tiny import CONTEXT, tiny_clip, tiny_hf
 
 TEXTS = ["a red crate", "two yellow pallets and a dented drum " * 9, "ünknown wörds 漢字"]
 
@@ -36,36 +36,6 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 256, (40 + 9 * i, 64, 3), dtype=np.uint8)) for i in range(5)]
-
-
-def tiny_hf(folder: Path, family: str) -> Path:
-    """A random CLIP or SigLIP folder in transformers' format."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-        SiglipConfig,
-        SiglipModel,
-    )
-
-    vocabulary = tiny_tokenizer(folder)
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**tower, "vocab_size": vocabulary, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
-    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1}
-    vision = {**tower, "image_size": 32, "patch_size": 8}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if family == "clip":
-            model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
-        else:
-            model = SiglipModel(SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=vision))
-    model.save_pretrained(folder)
-    size = {"shortest_edge": 32} if family == "clip" else {"height": 32, "width": 32}
-    processor = CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}, do_center_crop=family == "clip")
-    CLIPProcessor(processor, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
-    return folder
 
 
 def check_protocol(encoder: Encoder, images: list[Image.Image]) -> None:

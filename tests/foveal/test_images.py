@@ -144,7 +144,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str)
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="gone.jpg cannot be read: No such file"):
+    with pytest.raises(BadImage, match=r"gone\.jpg cannot be read: No such file"):
         decode(tmp_path / "gone.jpg")
     with pytest.raises(BadImage, match="cannot be read"):
         decode(tmp_path)

@@ -12,13 +12,18 @@ from foveal.models import BUNDLED, ModelRef, load_detector, load_encoder, load_o
         ("open_clip:ViT-B-32/laion2b_s34b_b79k", ModelRef("open_clip", "ViT-B-32/laion2b_s34b_b79k")),
         ("hf:google/siglip2-base-patch16-224", ModelRef("hf", "google/siglip2-base-patch16-224")),
         ("artifact:name@production", ModelRef("artifact", "name@production")),
-        ("bundled:clip", BUNDLED["clip"]),
-        ("bundled:owl", BUNDLED["owl"]),
     ],
 )
 def test_references_parse_and_print_back(text: str, expected: ModelRef) -> None:
     assert parse_ref(text) == expected
     assert parse_ref(str(expected)) == expected
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLED))
+def test_bundled_names_become_folders(name: str) -> None:
+    ref = parse_ref(f"bundled:{name}")
+    assert ref == BUNDLED[name]
+    assert Path(ref.target).parts[-3:] == ("foveal", "backbones", name)
 
 
 def test_adapters_and_folders(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def tiny_grounding(folder: Path, mm: bool) -> Path:
     text = t.BertConfig(
         vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
-    layers = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "num_queries": 10, "max_text_len": 24}
+    layers = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 10, "max_text_len": 24}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     config_class: Any = t.MMGroundingDinoConfig if mm else t.GroundingDinoConfig
     model_class: Any = t.MMGroundingDinoForObjectDetection if mm else t.GroundingDinoForObjectDetection
@@ -95,7 +95,7 @@ def tiny_omdet(folder: Path) -> Path:
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=32,
+        max_position_embeddings=77,
         projection_dim=16,
         bos_token_id=vocabulary - 2,
         eos_token_id=vocabulary - 1,

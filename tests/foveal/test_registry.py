@@ -49,7 +49,8 @@ def test_aliases_move_and_go_back(registry: Registry, tmp_path: Path) -> None:
     registry.promote("site.det-1", 2)
     assert registry.rollback("site.det-1") == 1
     assert [(e.action, e.version) for e in registry.history("site.det-1")] == [
-        ("promote", 1), ("promote", 3), ("promote", 2), ("rollback", 3), ("rollback", 1), ("promote", 2), ("rollback", 1),
+        ("promote", 1), ("promote", 3), ("promote", 2), ("rollback", 3), ("rollback", 1),
+        ("promote", 2), ("rollback", 1),
     ]  # fmt: skip
     registry.promote("site.det-1", 1, alias="candidate")
     assert [(e.version, e.aliases) for e in registry.list()] == [(1, ("candidate", "production")), (2, ()), (3, ())]
@@ -57,7 +58,7 @@ def test_aliases_move_and_go_back(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_misses_list_the_choices(registry: Registry, tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="no model .*'det'.*empty"):
+    with pytest.raises(UnknownName, match=r"no model .*'det'.*empty"):
         registry.resolve("det")
     registry.register(made(tmp_path / "run", "one"))
     with pytest.raises(UnknownName, match=r"'dt'; expected one of det"):
@@ -98,7 +99,7 @@ def test_damage_is_refused(registry: Registry, tmp_path: Path) -> None:
     registry.register(made(source, "one"))
     registry.promote("det", 1)
     (registry.root / "det" / "aliases.json").write_text("[{]")
-    with pytest.raises(IntegrityError, match="aliases.json is damaged"):
+    with pytest.raises(IntegrityError, match=r"aliases\.json is damaged"):
         registry.resolve("det@production")
     with pytest.raises(BadInput, match="has no manifest"):
         registry.register(tmp_path)

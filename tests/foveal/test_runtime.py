@@ -23,8 +23,11 @@ def test_a_shadowed_room_is_named(tmp_path: Path, as_module: bool, monkeypatch: 
     (tmp_path / "evals.py").touch() if as_module else (tmp_path / "evals").mkdir()
     if not as_module:
         (tmp_path / "evals" / "__init__.py").touch()
-    code = "import sys\nfrom foveal.runtime import check_rooms\ntry:\n    check_rooms()\nexcept Exception as e:\n    print(e)"
-    code += "\nassert not set(sys.modules) & {'adapt', 'serve', 'retrieval', 'distill', 'evals'}"
+    code = (
+        "import sys\nfrom foveal.runtime import check_rooms\n"
+        "try:\n    check_rooms()\nexcept Exception as error:\n    print(error)\n"
+        "assert not set(sys.modules) & {'adapt', 'serve', 'retrieval', 'distill', 'evals'}"
+    )
     paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": ""}
     told = subprocess.check_output([sys.executable, "-c", code], text=True, env=paths, cwd=tmp_path)
     assert told.startswith(f"package 'evals' is somebody else's; expected {ROOT}/evals; received {tmp_path}/evals")

@@ -1,0 +1,145 @@
+"""The demo's pages in a real Chromium: what a visitor does, and that nothing is asked of the network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from retrieval.archive import Archive
+from serve.app import create_app
+from serve.server import running
+from tests.serve.conftest import ColourDetector, ColourEncoder, ColourOpenDetector, archive, draw, pictures
+
+__all__ = ["archive", "pictures"]  # fixtures
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+SIZES = {"desktop": {"width": 1280, "height": 860}, "phone": {"width": 390, "height": 844}}
+
+
+@pytest.fixture(scope="module")
+def url(archive: Archive) -> Iterator[str]:
+    app = create_app(
+        archive=archive,
+        encoder=ColourEncoder(),
+        detector=ColourDetector(),
+        open_detector=ColourOpenDetector(),
+        demo=True,
+    )
+    with running(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["desktop", "phone"])
+def page(request: pytest.FixtureRequest, browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
+    """A page that fails the test when it asks another host, gets an error, or is wider than the screen."""
+    context = browser.new_context(viewport=SIZES[request.param], color_scheme="dark")
+    context.set_default_timeout(120_000)  # ms; a browser on a busy machine
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else wrong.append(asked.url))
+    page.on("response", lambda answer: wrong.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    yield page
+    assert wrong == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page scrolls sideways"
+    context.close()
+
+
+def shown(page: playwright.Page) -> list[str]:
+    """The colours of the pictures in the grid, by what the API says about their ids."""
+    ids = page.eval_on_selector_all("#fv-results [data-id]", "all => all.map(one => one.dataset.id)")
+    return [Path(page.request.get(f"/v1/items/{id}").json()["uri"]).name.split("-")[0] for id in ids]
+
+
+def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> None:
+    page.goto(url)
+    page.wait_for_selector("#fv-results [data-id]")
+    page.fill("#fv-words textarea, #fv-words input", "a red box")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#fv-results .fv-score b")
+    ids = page.eval_on_selector_all("#fv-results [data-id]", "all => all.map(one => one.dataset.id)")
+    colours = [page.request.get(f"{url}/v1/items/{id}").json()["uri"].rpartition("/")[2] for id in ids]
+    assert [name.split("-")[0] for name in colours[:3]] == ["red"] * 3
+    similarities = [float(text) for text in page.locator("#fv-results .fv-score b").all_inner_texts()]
+    assert similarities == sorted(similarities, reverse=True)
+    page.wait_for_function("[...document.querySelectorAll('#fv-results img')][0].naturalWidth > 0")
+
+    page.get_by_text("Refine").click()
+    page.fill("#fv-filter textarea, #fv-filter input", "camera = 'north' AND hour >= 4")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#fv-results [data-id]').length === 2")
+
+    page.fill("#fv-filter textarea, #fv-filter input", "kamera = 1")
+    page.keyboard.press("Enter")
+    assert "kamera" in page.wait_for_selector(".fv-problem").inner_text()
+
+    page.fill("#fv-filter textarea, #fv-filter input", "")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('#fv-results [data-id]').length === 12")
+    page.locator("#fv-results [data-id]").nth(0).click()
+    page.get_by_text("like the picture you picked").wait_for()
+    assert page.locator("#fv-results .fv-score b").first.inner_text() == "1.000"
+
+
+def test_detect_an_upload_move_the_threshold_and_ask_for_something_else(
+    page: playwright.Page, url: str, tmp_path: Path
+) -> None:
+    scene = draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)))
+    for x in range(30, 60, 2):
+        scene.paste((128, 128, 128), (x, 12, x + 1, 40))  # thins blue out to a lower score
+    scene.save(tmp_path / "scene.png")
+    page.goto(f"{url}/detect")
+    page.set_input_files("#fv-image input[type=file]", tmp_path / "scene.png")
+    page.wait_for_selector("#fv-boxes svg")
+    rows = page.locator("#fv-rows tbody tr")
+    assert [re.split(r"\s+", row)[0] for row in rows.all_inner_texts()] == ["red", "blue"]
+    assert page.locator("#fv-boxes svg .tag").count() == 2
+    page.locator("#fv-threshold input[type=number]").fill("0.8")
+    page.keyboard.press("Tab")
+    page.wait_for_function("document.querySelectorAll('#fv-rows tbody tr').length === 1")
+    assert rows.all_inner_texts()[0].startswith("red")
+
+    page.fill("#fv-prompts textarea, #fv-prompts input", "something red, a yellow thing")
+    page.keyboard.press("Enter")
+    page.get_by_text("open-detector").first.wait_for()
+    assert [row.split("\t")[0].split("\n")[0].strip() for row in rows.all_inner_texts()] == ["something red"]
+
+
+def test_detect_an_example_of_the_archive(page: playwright.Page, url: str) -> None:
+    page.goto(f"{url}/detect")
+    page.wait_for_selector("#fv-strip [data-id]")
+    page.locator("#fv-strip [data-id]").nth(2).click()
+    page.wait_for_selector("#fv-boxes svg .tag")
+    assert page.locator("#fv-rows tbody tr").count() == 1
+    assert page.locator("#fv-boxes svg").get_attribute("aria-label").startswith("detections: ")
+
+
+def test_a_file_that_is_no_picture_is_explained(page: playwright.Page, url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not a picture")
+    page.goto(f"{url}/detect")
+    page.set_input_files("#fv-image input[type=file]", tmp_path / "a.png")
+    assert "not an image" in page.wait_for_selector(".fv-problem").inner_text()
