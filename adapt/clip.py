@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adapt import targets
 from adapt.losses import info_nce
@@ -253,7 +255,10 @@ def _train(
     )
     if progress is not None:
         trainer.add_callback(ProgressReport(progress, None if epochs == ENDLESS else budget.total_steps))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # On CPUs the fused kernel's backward pass is slower than plain matrix products at these lengths
+    # (docs/decisions/0002-eager-attention-on-cpu.md).
+    with sdpa_kernel(SDPBackend.MATH) if encoder.device == "cpu" else nullcontext():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     model.eval()
     means = [float(np.mean(budget.losses[i : i + 10])) for i in range(0, len(budget.losses), 10)]
     return means, budget.spent, trainer.state.global_step

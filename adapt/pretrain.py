@@ -1,6 +1,6 @@
 """Train the bundled backbones from rendered scenes: one trunk, exported as an open_clip CLIP and a transformers OWLv2.
 
-    python -m adapt.pretrain --out runs/pretrain --minutes 60
+    python -m adapt.pretrain --out runs/pretrain --minutes 98
 
 Both share towers (OWLv2 is a CLIP with box heads; arXiv 2306.09683). Each step sees one batch of views and joins the
 contrastive loss over view and caption (arXiv 2103.00020) with dense supervision: every patch that shows an object must
@@ -54,10 +54,10 @@ class Phase:
 
 
 PHASES = (
-    Phase("coarse", 128, 64, 0.36, 2e-3, 1.0, 1.0),
-    Phase("joint", CLIP_SIZE, 64, 0.34, 1.5e-3, 1.0, 1.0),
-    Phase("clip", CLIP_SIZE, 64, 0.18, 1.2e-3, 0.7, 1.0),
-    Phase("owl", OWL_SIZE, 24, 0.24, 8e-4, 0.0, 1.0),
+    Phase("coarse", 128, 64, 0.24, 2e-3, 1.0, 1.0),
+    Phase("joint", CLIP_SIZE, 64, 0.23, 1.5e-3, 1.0, 1.0),
+    Phase("clip", CLIP_SIZE, 64, 0.12, 1.2e-3, 0.7, 1.0),
+    Phase("owl", OWL_SIZE, 24, 0.41, 8e-4, 0.0, 1.0),
 )
 
 
@@ -358,8 +358,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder: scenes, tokenizer, checkpoints")
-    parser.add_argument("--scenes", type=int, default=16000, help="base scenes to render")
-    parser.add_argument("--minutes", type=float, default=60, help="training time over all phases")
+    parser.add_argument("--scenes", type=int, default=14000, help="base scenes to render")
+    parser.add_argument("--minutes", type=float, default=98, help="training time over all phases")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()

@@ -121,12 +121,12 @@ tags: [foveal, synthetic, {"image-text-embedding" if kind == "clip" else "zero-s
 A small model for the quickstart and the tests, so that the whole loop runs without a network. It knows the rendered
 sample world and nothing else: do not use it on photographs.
 
-- **Architecture**: {"CLIP (ViT, open_clip format)" if kind == "clip" else "OWLv2 (transformers format)"}, width {WIDTH},
+- **Architecture**: {"CLIP (ViT, open_clip)" if kind == "clip" else "OWLv2 (transformers)"}, width {WIDTH},
   {VISION_LAYERS} vision and {TEXT_LAYERS} text layers, patch {PATCH}, {CLIP_SIZE if kind == "clip" else OWL_SIZE} px.
 - **Data**: {recipe["scenes"]} scenes of the *base* domain that `foveal.world` renders; no photograph, no third-party
   imagery, no *site* scene. Data fingerprint `{recipe["data_fingerprint"]}`.
 - **Recipe**: `python -m adapt.pretrain --scenes {recipe["scenes"]} --minutes {recipe["minutes"]:g} --seed
-  {recipe["seed"]}`, then `python -m adapt.pretrain_export`; trained on {recipe["machine"]}.
+  {recipe["seed"]}`, then `python -m adapt.pretrain_export`; trained on {recipe["machine"]}. {recipe["note"]}
 - **Licence**: {LICENCE}, weights and data recipe alike.
 
 Measured on 200 held-out scenes of each domain right after training (text-to-image recall@1, share of objects whose best
@@ -211,8 +211,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="the --out folder of adapt.pretrain")
     parser.add_argument("--out", type=Path, required=True, help="where clip/ and owl/ are written")
+    parser.add_argument("--note", default="", help="how the run differed from the recipe, for the cards")
     args = parser.parse_args()
-    recipe = json.loads((args.work / "recipe.json").read_text())
+    recipe = {**json.loads((args.work / "recipe.json").read_text()), "note": args.note}
     export_clip(args.work, args.out / "clip", recipe)
     export_owl(args.work, args.out / "owl", recipe)
 

@@ -64,7 +64,7 @@ class PrelabelSettings(BaseModel):
     )
     review_from: float = Field(default=0.10, ge=0, lt=1, description="Probability below which a box is rejected.")
     keep_from: float = Field(default=0.01, ge=0, lt=1, description="Probability below which a box is not even written.")
-    threshold: float = Field(default=0.02, ge=0, lt=1, description="Teacher score or objectness a candidate needs.")
+    threshold: float = Field(default=0.05, ge=0, lt=1, description="Teacher score or objectness a candidate needs.")
     candidates: int = Field(default=16, ge=1, description="Most boxes an image that are judged.")
     proposal_iou: float = Field(
         default=0.6, gt=0, le=1, description="Class-agnostic suppression of the teacher's boxes."

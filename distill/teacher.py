@@ -68,8 +68,8 @@ def candidates(
     images: Sequence[Image],
     ontology: Ontology,
     *,
-    threshold: float = 0.02,
-    limit: int = 24,
+    threshold: float = 0.05,
+    limit: int = 16,
     nms_iou: float = 0.6,
 ) -> list[Candidates]:
     """At most `limit` boxes an image, after class-agnostic suppression at `nms_iou`.

@@ -15,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.data_classes import ImageData
 
 from evals.look import data_uri
 from foveal.detections import Detections
@@ -49,6 +50,17 @@ class Looked:
     found: Detections
     model: str
     seconds: float
+
+
+class Picture(gr.Image):
+    """An image field that hands on the uploaded file as it is: decoding, with its limits, is the engine's."""
+
+    is_template = True  # the browser draws it as Gradio's own image field
+
+    def preprocess(self, payload: ImageData | None) -> Any:
+        if payload is not None and payload.path is not None and not (payload.url or "").startswith("data:"):
+            return payload.path  # Gradio has checked that it lies in its upload folder
+        return super().preprocess(payload)
 
 
 def mount(app: FastAPI, engine: Engine) -> None:
@@ -101,7 +113,7 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
         )  # fmt: skip
         go = gr.Button("Search", variant="primary", scale=1, min_width=110)
     with gr.Accordion("Refine", open=False, elem_classes="fv-refine"), gr.Row():
-        image = gr.Image(
+        image = Picture(
             label="Like this picture", type="filepath", sources=["upload", "clipboard"], height=190, min_width=220,
             buttons=[], elem_id="fv-image",
         )  # fmt: skip
@@ -174,7 +186,7 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
     _html(show.heading("Detect", _ability(engine) if closed else "Boxes around whatever you name."))
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
-            image = gr.Image(
+            image = Picture(
                 label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[],
                 elem_id="fv-image",
             )  # fmt: skip

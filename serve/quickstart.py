@@ -16,11 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from distill.export import export
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from adapt.clip import ClipSettings, adapt
 from distill.audit import compare_verification, measure
+from distill.export import export
 from distill.ontology import Ontology
 from distill.prelabel import PrelabelSettings, prelabel
 from distill.students import load_student

@@ -27,7 +27,7 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
     """The headline figures as (label, value, note, state)."""
     adapt, archive, labels, distill = (report[k] for k in ("adapt", "archive", "prelabel", "distill"))
     low, high = labels["accepted_interval"]
-    verify = labels["verification"]
+    verify, served = labels["verification"], report["serve"]
     shared = "0.5"
     with_memory, without = (verify[k]["precision_at_recall"][shared] for k in ("with_memory", "without_memory"))
 
@@ -94,8 +94,8 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
         ),
         (
             "served over HTTP",
-            f"{report['serve']['search_ms']:.0f} ms",
-            f"a search; detection {report['serve']['detect_ms']:.0f} ms, embedding {report['serve']['embed_ms']:.0f} ms",
+            f"{served['search_ms']:.0f} ms",
+            f"a search; detection {served['detect_ms']:.0f} ms, embedding {served['embed_ms']:.0f} ms",
             None,
         ),
     ]
@@ -176,7 +176,7 @@ def _labels(page: Report, report: dict[str, Any]) -> None:
     page.section(
         "Pre-labels",
         "The teacher proposes, the exemplar memory verifies, and calibration on the gold set decides what is accepted "
-        "without a look, what a reviewer sees first, and what is dropped. Measured here against truth that no stage saw.",
+        "without a look, what a reviewer sees first, and what is dropped. Measured against truth that no stage saw.",
     )
     curves = {
         name.replace("_", " "): (v["curve"]["precision"], v["curve"]["recall"]) for name, v in verification.items()

@@ -66,7 +66,7 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder as the README lays it out."""
     folder = tmp_path_factory.mktemp("own")
     for name, count, seed in (("rendered", 16, 1), ("gold", 24, 2), ("test", 6, 3)):
-        world.write(folder / name, "site", count, seed=seed, size=160, workers=1)
+        world.write(folder / name, "base", count, seed=seed, workers=1)  # the domain that the stand-ins know
     shutil.copy(min((folder / "test" / "images").iterdir()), folder / "test" / "images" / "0001.jpg")
     shutil.move(folder / "rendered" / "images", folder / "photos")
     said = (folder / "rendered" / "captions.jsonl").read_text()

@@ -69,12 +69,6 @@ def page(request: pytest.FixtureRequest, browser: playwright.Browser, url: str) 
     context.close()
 
 
-def shown(page: playwright.Page) -> list[str]:
-    """The colours of the pictures in the grid, by what the API says about their ids."""
-    ids = page.eval_on_selector_all("#fv-results [data-id]", "all => all.map(one => one.dataset.id)")
-    return [Path(page.request.get(f"/v1/items/{id}").json()["uri"]).name.split("-")[0] for id in ids]
-
-
 def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> None:
     page.goto(url)
     page.wait_for_selector("#fv-results [data-id]")
