@@ -1,6 +1,6 @@
 """Train the bundled backbones from rendered scenes: one trunk, exported as an open_clip CLIP and a transformers OWLv2.
 
-    python -m adapt.pretrain --out runs/pretrain --minutes 98
+    python -m adapt.pretrain --out runs/pretrain --minutes 72
 
 Both share towers (OWLv2 is a CLIP with box heads; arXiv 2306.09683). Each step sees one batch of views and joins the
 contrastive loss over view and caption (arXiv 2103.00020) with dense supervision: every patch that shows an object must
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -29,15 +30,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
 
-from adapt.pretrain_data import SHORT_TEMPLATES, SceneViews, Thing, View, render_scenes
+from adapt.pretrain_data import SHORT_TEMPLATES, Mix, SceneViews, Thing, View, render_scenes
 from adapt.tokenizer import build_tokenizer
 from foveal.artifacts import staged
 from foveal.progress import Progress, RichProgress
 from foveal.runtime import describe_machine, pick_device, seed_everything
 
-WIDTH, VISION_LAYERS, TEXT_LAYERS, HEADS, PATCH = 192, 8, 3, 3, 16
+WIDTH, VISION_LAYERS, TEXT_LAYERS, HEADS, PATCH = 192, 8, 3, 6, 16
 ATTENTION = "eager"  # on CPUs its backward pass is faster than the fused kernel at these lengths
 CLIP_SIZE, OWL_SIZE, CONTEXT, VOCABULARY = 160, 256, 77, 1024
+GRID = OWL_SIZE // PATCH
+CLIP_LEFT = (GRID - CLIP_SIZE // PATCH) // 2  # first row and column of the positions the CLIP uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +54,23 @@ class Phase:
     rate: float
     clip_weight: float
     dense_weight: float
+    views: Mix
+    left: int | None = None  # see `place_in_grid`
+    floor: float = 0.0  # share of `rate` at which the cosine ends; a phase that is exported ends at none
 
 
+# Small windows of a scene show things as large as the whole scene does at `OWL_SIZE`, in a fraction of the patches:
+# kinds are learnt there first, then places and captions, then the whole.
 PHASES = (
-    Phase("coarse", 128, 64, 0.24, 2e-3, 1.0, 1.0),
-    Phase("joint", CLIP_SIZE, 64, 0.23, 1.5e-3, 1.0, 1.0),
-    Phase("clip", CLIP_SIZE, 64, 0.12, 1.2e-3, 0.7, 1.0),
-    Phase("owl", OWL_SIZE, 24, 0.41, 8e-4, 0.0, 1.0),
+    Phase("things", 64, 192, 0.25, 2e-3, 0.3, 1.0, Mix(whole=0.0, crop=1.0, area=(0.05, 0.11)), floor=0.4),
+    Phase("groups", 96, 96, 0.20, 1.5e-3, 0.3, 1.0, Mix(whole=0.0, crop=0.85, area=(0.10, 0.25)), floor=0.4),
+    Phase("clip", CLIP_SIZE, 64, 0.22, 1.5e-3, 1.0, 1.0, Mix(whole=0.6, crop=0.2, area=(0.2, 0.8)), CLIP_LEFT),
+    Phase("owl", OWL_SIZE, 24, 0.33, 1e-3, 0.0, 1.0, Mix(whole=0.7, crop=0.3, area=(0.5, 0.9))),
 )
 
 
-def build_model(vocabulary: int, size: int) -> Any:
-    """An untrained Owlv2ForObjectDetection whose towers fit both exports, for `size` px squares."""
+def build_model(vocabulary: int) -> Any:
+    """An untrained Owlv2ForObjectDetection whose towers fit both exports, for `OWL_SIZE` px squares."""
     from transformers import Owlv2Config, Owlv2ForObjectDetection
 
     tower = {
@@ -79,10 +87,10 @@ def build_model(vocabulary: int, size: int) -> Any:
         "bos_token_id": vocabulary - 2,
         "eos_token_id": vocabulary - 1,
     }
-    vision = {**tower, "num_hidden_layers": VISION_LAYERS, "image_size": size, "patch_size": PATCH}
+    vision = {**tower, "num_hidden_layers": VISION_LAYERS, "image_size": OWL_SIZE, "patch_size": PATCH}
     config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=WIDTH)
-    config._attn_implementation = ATTENTION
-    model = Owlv2ForObjectDetection(config)
+    model: Any = Owlv2ForObjectDetection(config)
+    model.set_attn_implementation(ATTENTION)
     # transformers draws head weights with unit variance; these start near silence instead.
     for head in (model.class_head, model.box_head, model.objectness_head):
         for name, weight in head.named_parameters():
@@ -93,7 +101,65 @@ def build_model(vocabulary: int, size: int) -> Any:
     # Start where a match scores well above a miss: logit = (cosine + shift) * (elu(scale) + 1).
     nn.init.constant_(model.class_head.logit_scale.bias, 9.0)
     nn.init.constant_(model.class_head.logit_shift.bias, -0.45)
+    # OWL multiplies each patch with the class token: around one, both pass instead of gating each other at random.
+    nn.init.ones_(model.owlv2.vision_model.post_layernorm.bias)
+    for layer in model.owlv2.vision_model.encoder.layers:
+        nn.init.normal_(layer.self_attn.v_proj.weight, std=WIDTH**-0.5)
+        nn.init.normal_(layer.self_attn.out_proj.weight, std=0.5 * WIDTH**-0.5)
+    _place(model.owlv2.vision_model.embeddings)
     return model
+
+
+WAVELENGTHS = np.geomspace(32, 2.4, 8)  # in patches: the longest tell the grid's ends apart, the shortest neighbours
+PLACES = 4 * len(WAVELENGTHS)  # dimensions that say where a patch is
+
+
+@torch.no_grad()
+def _place(embeddings: Any) -> None:
+    """Start positions as sines and cosines of the column and the row (arXiv 2205.01580), in dimensions of their own."""
+    rows, columns = (axis.flatten() for axis in torch.meshgrid(torch.arange(GRID), torch.arange(GRID), indexing="ij"))
+    turns = 2 * torch.pi / torch.from_numpy(WAVELENGTHS).float()  # radians a patch
+    waves = [wave(axis[:, None] * turns) for axis in (columns, rows) for wave in (torch.cos, torch.sin)]
+    embeddings.position_embedding.weight[:, :PLACES] = 0
+    embeddings.position_embedding.weight[1:, :PLACES] = 2**0.5 * torch.cat(waves, 1)
+    embeddings.patch_embedding.weight[:PLACES] = 0
+    embeddings.class_embedding[:PLACES] = 0
+
+
+@torch.no_grad()
+def whiten(tower: Any, patches: npt.NDArray[np.float32]) -> None:
+    """Start the patch embedding as whitened principal components of `patches` (N, 3 * PATCH * PATCH).
+
+    Pixels of a patch are nearly alike; drawn at random, an embedding shows their mean and hides edges
+    (arXiv 2404.00498 starts a convolutional network this way).
+    """
+    power, axes = np.linalg.eigh(np.cov(patches, rowvar=False))
+    power, axes = power[::-1][: WIDTH - PLACES], axes[:, ::-1][:, : WIDTH - PLACES]
+    filters = axes / np.sqrt(power + 1e-2)
+    weight = tower.embeddings.patch_embedding.weight
+    weight[PLACES:] = torch.from_numpy(filters.T.copy()).float().reshape(-1, *weight.shape[1:])
+
+
+def place_in_grid(model: Any, left: int | None = None) -> None:
+    """Give pictures smaller than `OWL_SIZE` the positions of a window of the grid instead of a squeezed grid.
+
+    A patch then has its neighbours at the same distance at every size. `left` (and top) is the window's first column
+    and row; None draws another window each time.
+    """
+    embeddings = model.owlv2.vision_model.embeddings
+
+    def positions(_: Tensor, height: int, width: int) -> Tensor:
+        side = height // PATCH
+        x, y = (int(torch.randint(GRID - side + 1, ())) if left is None else left for _ in range(2))
+        return window(embeddings.position_embedding.weight, x, y, side)[None]
+
+    embeddings.interpolate_pos_encoding = positions
+
+
+def window(table: Tensor, left: int, top: int, side: int) -> Tensor:
+    """The class token's position and those of a square of the grid: (1 + GRID * GRID, D) -> (1 + side * side, D)."""
+    grid = table[1:].reshape(GRID, GRID, -1)[top : top + side, left : left + side]
+    return torch.cat([table[:1], grid.reshape(side * side, -1)])
 
 
 class TextQueries:
@@ -221,7 +287,7 @@ def _batches(views: SceneViews, phase: Phase, rng: np.random.Generator) -> Itera
 
     def prepare(indices: list[int], seed: int) -> list[View]:
         own = np.random.default_rng(seed)
-        return [views.random(i, phase.size, PATCH, own) for i in indices]
+        return [views.random(i, phase.size, PATCH, own, phase.views) for i in indices]
 
     def orders() -> Iterator[list[int]]:
         while True:
@@ -248,7 +314,7 @@ def train_phase(
     progress: Progress,
     checkpoint: Path,
 ) -> None:
-    """Train for `seconds`, the rate warming up over 3% of them and falling to zero along a cosine.
+    """Train for `seconds`, the rate warming up over 3% of them and falling to its floor along a cosine.
 
     Every 5% the weights go to `checkpoint`; a run that finds one goes on from there (with fresh optimizer moments).
     """
@@ -265,7 +331,8 @@ def train_phase(
         if part >= 1:
             break
         warm = (part - before) / 0.03 if step else 0.0
-        factor = max(min(warm, 0.5 * (1 + np.cos(np.pi * part))), 1e-3)
+        falling = phase.floor + (1 - phase.floor) * 0.5 * (1 + np.cos(np.pi * part))
+        factor = max(min(warm, falling), 1e-3)
         for optimizer, base in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor
@@ -298,19 +365,6 @@ def _resume(model: nn.Module, checkpoint: Path) -> float:
         part = float(file.metadata()["part"])
     model.load_state_dict(load_file(checkpoint))
     return part
-
-
-def resize_positions(model: Any, size: int) -> Any:
-    """The same weights with position embeddings interpolated to `size` px squares."""
-    grown = build_model(model.config.text_config.vocab_size, size)
-    state = model.state_dict()
-    key = "owlv2.vision_model.embeddings.position_embedding.weight"
-    embeddings = model.owlv2.vision_model.embeddings
-    tokens = torch.empty(1, (size // PATCH) ** 2 + 1, WIDTH)
-    with torch.no_grad():
-        state[key] = embeddings.interpolate_pos_encoding(tokens, size, size).squeeze(0).cpu()
-    grown.load_state_dict(state)
-    return grown
 
 
 @torch.no_grad()
@@ -358,8 +412,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="work folder: scenes, tokenizer, checkpoints")
-    parser.add_argument("--scenes", type=int, default=14000, help="base scenes to render")
-    parser.add_argument("--minutes", type=float, default=98, help="training time over all phases")
+    parser.add_argument("--scenes", type=int, default=20000, help="base scenes to render")
+    parser.add_argument("--minutes", type=float, default=72, help="training time over all phases")
     parser.add_argument("--workers", type=int, default=2, help="rendering processes")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
@@ -385,23 +439,22 @@ def main() -> None:
     (args.out / "recipe.json").write_text(json.dumps(recipe, indent=2))
     vocabulary = build_tokenizer(views.sentences(), args.out / "tokenizer", VOCABULARY, CONTEXT)
     tokenizer = AutoTokenizer.from_pretrained(args.out / "tokenizer")
-    model = build_model(vocabulary, PHASES[0].size)
+    trainer = Pretrainer(build_model(vocabulary), tokenizer, device)
+    whiten(trainer.model.owlv2.vision_model, views.patches(PATCH, 20_000, np.random.default_rng(args.seed)))
     for number, phase in enumerate(PHASES):
         checkpoint = args.out / f"{phase.name}.safetensors"
-        if phase.size != model.config.vision_config.image_size:
-            model = resize_positions(model, phase.size)
         if checkpoint.exists():
-            model.load_state_dict(load_file(checkpoint))
+            trainer.model.load_state_dict(load_file(checkpoint))
             continue
-        trainer = Pretrainer(model, tokenizer, device)
+        place_in_grid(trainer.model, phase.left)
         partial = args.out / f"{phase.name}.partial.safetensors"
         seconds = args.minutes * 60 * phase.share
         train_phase(trainer, views, kinds("base"), phase, seconds, args.seed + number, progress, partial)
+        place_in_grid(trainer.model, (GRID - phase.size // PATCH) // 2)
         figures = {domain: probe(trainer, check, phase.size) for domain, check in checks.items()}
         progress.note(f"{phase.name}: {json.dumps(figures)}")
-        model = model.cpu()
         (args.out / f"{phase.name}.json").write_text(json.dumps(figures, indent=2))
-        save_weights(model, checkpoint)
+        save_weights(trainer.model, checkpoint)
         partial.unlink(missing_ok=True)
 
 

@@ -25,7 +25,15 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)  # CLIP's
 STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 SHORT_TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "one {}")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-VIEW_WHOLE, VIEW_CROP = 0.5, 0.3  # the rest are close-ups of one object
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How views are drawn: shares of whole scenes and of crops, the rest being close-ups of one object."""
+
+    whole: float
+    crop: float
+    area: tuple[float, float]  # of a crop, as a share of the scene's
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +80,7 @@ def render_scenes(
         images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
         owners = np.lib.format.open_memmap(folder / "owners.npy", mode="w+", dtype=np.uint8, shape=shape)
         progress.start(f"render {domain} scenes", count)
-        jobs = [(seed * 1_000_003 + i, domain, size) for i in range(count)]
+        jobs: list[tuple[int, Domain, int]] = [(seed * 1_000_003 + i, domain, size) for i in range(count)]
         with get_context("spawn").Pool(workers) as pool, (folder / "scenes.jsonl").open("w") as lines:
             for i, (image, owner, text) in enumerate(pool.imap(_pack, jobs, chunksize=32)):
                 images[i], owners[i] = image, owner
@@ -104,8 +112,18 @@ class SceneViews:
         """sha256 over every pixel and word."""
         digest = hashlib.sha256(json.dumps(self.captions).encode())
         for image in self.images:
-            digest.update(np.ascontiguousarray(image))
+            digest.update(image.tobytes())
         return digest.hexdigest()
+
+    def patches(self, patch: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        """Random (count, 3 * patch * patch) squares of normalised pixels, laid out like a patch embedding's weights."""
+        side = self.images.shape[1]
+        out = np.empty((count, 3, patch, patch), np.float32)
+        for n in range(count):
+            i, y, x = rng.integers(len(self)), *rng.integers(0, side - patch, 2)
+            square = self.images[i, y : y + patch, x : x + patch].astype(np.float32)
+            out[n] = ((square / 255 - MEAN) / STD).transpose(2, 0, 1)
+        return out.reshape(count, -1)
 
     def sentences(self) -> list[str]:
         """Every caption and phrase, to learn the tokenizer from."""
@@ -117,18 +135,20 @@ class SceneViews:
         side = self.images.shape[1]
         return self._cut(i, (0, 0, side, side), False, size, patch, self.captions[i][0], None)
 
-    def random(self, i: int, size: int, patch: int, rng: np.random.Generator) -> View:
+    def random(self, i: int, size: int, patch: int, rng: np.random.Generator, mix: Mix) -> View:
         """A random view of scene `i`: whole, cropped, or close to one object; mirrored and recoloured at random."""
         side = self.images.shape[1]
         mirror, draw = bool(rng.random() < 0.5), rng.random()
-        if draw < VIEW_WHOLE or not self.things[i]:
+        if draw < mix.whole or not self.things[i]:
             captions = self.captions[i]
             caption = captions[0] if rng.random() < 0.6 else captions[int(rng.integers(len(captions)))]
             margin = rng.uniform(0, 0.06, 4) * side
             window = (margin[0], margin[1], side - margin[2], side - margin[3])
-        elif draw < VIEW_WHOLE + VIEW_CROP:
-            extent = side * np.sqrt(rng.uniform(0.15, 0.8))
-            x, y = rng.uniform(0, side - extent, 2)
+        elif draw < mix.whole + mix.crop:
+            extent = side * np.sqrt(rng.uniform(*mix.area))
+            x1, y1, x2, y2 = self.things[i][int(rng.integers(len(self.things[i])))].box
+            aim = np.array([x1 + x2, y1 + y2]) / 2 + rng.uniform(-0.3, 0.3, 2) * extent
+            x, y = np.clip(aim - extent / 2, 0, side - extent)
             window, caption = (x, y, x + extent, y + extent * rng.uniform(0.85, 1.0)), None
         else:
             box = np.array(self.things[i][int(rng.integers(len(self.things[i])))].box)
@@ -149,7 +169,8 @@ class SceneViews:
         rng: np.random.Generator | None,
     ) -> View:
         x1, y1, x2, y2 = (round(v) for v in window)
-        pixels = cv2.resize(np.asarray(self.images[i, y1:y2, x1:x2]), (size, size), interpolation=cv2.INTER_LINEAR)
+        cut = np.asarray(self.images[i, y1:y2, x1:x2])
+        pixels = np.asarray(cv2.resize(cut, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
         owner = np.asarray(self.owners[i, y1:y2, x1:x2])
         extent = np.array([x2 - x1, y2 - y1] * 2, dtype=np.float64)
         things, keep = [], {}
@@ -172,8 +193,8 @@ class SceneViews:
         tokens = _token_owner(owner, keep, things, size // patch)
         if rng is not None:
             pixels = _recolour(pixels, rng)
-        normal = (pixels.astype(np.float32) / 255 - MEAN) / STD
-        return View(np.ascontiguousarray(normal.transpose(2, 0, 1)), caption, tuple(things), tokens)
+        normal = ((pixels.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)
+        return View(np.ascontiguousarray(normal, np.float32), caption, tuple(things), tokens)
 
 
 def _describe(things: list[Thing], rng: np.random.Generator | None) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adapt.pretrain import (
+    CLIP_LEFT,
     CLIP_SIZE,
     CONTEXT,
     HEADS,
@@ -30,6 +31,8 @@ from adapt.pretrain import (
     WIDTH,
     Pretrainer,
     build_model,
+    place_in_grid,
+    window,
 )
 from adapt.pretrain_data import MEAN, STD, SceneViews
 from foveal.artifacts import seal, staged
@@ -66,7 +69,8 @@ def to_open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
         out[f"visual.ln_post.{kind}"] = state[f"{vision}.post_layernorm.{kind}"]
         out[f"ln_final.{kind}"] = state[f"{text}.final_layer_norm.{kind}"]
     out["visual.class_embedding"] = state[f"{vision}.embeddings.class_embedding"]
-    out["visual.positional_embedding"] = state[f"{vision}.embeddings.position_embedding.weight"]
+    places = state[f"{vision}.embeddings.position_embedding.weight"]
+    out["visual.positional_embedding"] = window(places, CLIP_LEFT, CLIP_LEFT, CLIP_SIZE // PATCH)
     out["visual.conv1.weight"] = state[f"{vision}.embeddings.patch_embedding.weight"]
     out["visual.proj"] = state["owlv2.visual_projection.weight"].T
     out["text_projection"] = state["owlv2.text_projection.weight"].T
@@ -152,8 +156,9 @@ def export_clip(work: Path, out: Path, recipe: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    model = build_model(len(tokenizer), CLIP_SIZE)
+    model = build_model(len(tokenizer))
     model.load_state_dict(load_file(work / "clip.safetensors"))
+    place_in_grid(model, CLIP_LEFT)
     figures = json.loads((work / "clip.json").read_text())
     with staged(out) as folder:
         save_file(to_open_clip(model.state_dict()), folder / "open_clip_model.safetensors")
@@ -167,7 +172,7 @@ def export_clip(work: Path, out: Path, recipe: dict[str, Any]) -> None:
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([v.caption for v in plain])
         source = Pretrainer(model.eval(), tokenizer, "cpu")
         with torch.inference_mode():
-            _, outputs = model.image_embedder(pixels)
+            _, outputs = model.image_embedder(pixels, interpolate_pos_encoding=True)
             image = F.normalize(model.owlv2.visual_projection(outputs.pooler_output), dim=-1)
             text = F.normalize(source.encode_texts([v.caption for v in plain]), dim=-1)
             _agree("image embedding", exported.eval().encode_image(pixels, normalize=True).numpy(), image.numpy())  # pyright: ignore
@@ -180,12 +185,12 @@ def export_owl(work: Path, out: Path, recipe: dict[str, Any]) -> None:
     from transformers import AutoTokenizer, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
 
     tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")
-    model = build_model(len(tokenizer), OWL_SIZE)
+    model = build_model(len(tokenizer))
     model.load_state_dict(load_file(work / "owl.safetensors"))
     model.eval()
     figures = json.loads((work / "owl.json").read_text())
     with staged(out) as folder:
-        half = build_model(len(tokenizer), OWL_SIZE)
+        half = build_model(len(tokenizer))
         half.load_state_dict(model.state_dict())
         half.half().save_pretrained(folder)
         images = Owlv2ImageProcessor(

@@ -198,7 +198,8 @@ class Augment:
         mix = saturation * np.eye(3) + (1 - saturation) * np.tile(LUMA, (3, 1))
         matrix = gain * contrast * (tint[:, None] * mix)
         offset = 128 * gain * (1 - contrast)
-        return cv2.transform(image, np.concatenate([matrix, np.full((3, 1), offset)], 1).astype(np.float32))
+        moved = cv2.transform(image, np.concatenate([matrix, np.full((3, 1), offset)], 1).astype(np.float32))
+        return np.asarray(moved, np.uint8)
 
 
 # The image as it is.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -92,12 +92,14 @@ def export(
     pixels, truth = _read(data, net, CHECKED[precision], progress) if data is not None else (_samples(folder), None)
     card = DetectorCard(classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision)
     ladder: tuple[tuple[str, str] | None, ...] = (None,)
+    calibration = pixels
     if int8 is not None:
         ladder = LADDERS["dense" if isinstance(net, DenseStudent) else "detr"]
-        calibration = pixels if int8 is data else _read(int8, net, CALIBRATION, progress)[0]
+        if int8 is not data:
+            calibration, _ = _read(int8, net, CALIBRATION, progress)
     with artifacts.staged(out) as staging:
         plain = _to_onnx(net, opset)
-        parity = None
+        parity, step = None, None
         for step in ladder:
             model = plain if step is None else _quantised(plain, to, calibration, step[1], net)
             _save(model, to, staging)
@@ -293,7 +295,7 @@ def _save(model: Any, to: Format, folder: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Exporters warn about themselves; what they get wrong is found by the parity check."""
     levels = {name: logging.getLogger(name).level for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension")}
     try:

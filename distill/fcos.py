@@ -10,7 +10,7 @@ Shape letters: B images, N target boxes (padded), A cells over all levels, C cla
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,9 +133,9 @@ class Fcos(nn.Module):
         self.cells: Tensor
         self.register_buffer("cells", cells, persistent=False)
         nn.init.normal_(self.class_out.weight, std=0.01)
-        nn.init.constant_(self.class_out.bias, -torch.logit(torch.tensor(1 - PRIOR)).item())
+        nn.init.constant_(cast("Tensor", self.class_out.bias), -torch.logit(torch.tensor(1 - PRIOR)).item())
         nn.init.normal_(self.box_out.weight, std=0.01)
-        nn.init.constant_(self.box_out.bias, 0.0)
+        nn.init.constant_(cast("Tensor", self.box_out.bias), 0.0)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (B, 3, S, S) in [0, 1] -> logits (B, A, C), boxes (B, A, 4) xyxy in [0, 1] units, cells (A, 3)."""

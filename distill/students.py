@@ -78,7 +78,8 @@ class DenseStudent(Student):
         self.net = Fcos(body, len(classes), shape["width"], shape["convs"], size)
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
-        return fcos_loss(*self.net(images), targets)
+        logits, boxes, cells = self.net(images)
+        return fcos_loss(logits, boxes, cells, targets)
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.net.predict(images)
@@ -98,6 +99,8 @@ class DetrStudent(Student):
         self.family = model.config.model_type
         detr.weigh(model)
         mean, deviation = detr.FAMILIES[self.family] or ((0.0,) * 3, (1.0,) * 3)
+        self.mean: Tensor
+        self.deviation: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1), persistent=False)
 

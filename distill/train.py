@@ -45,25 +45,27 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int | None = Field(None, ge=64)  # px; None: the student's own
-    epochs: int | None = Field(None, ge=1)  # None: 60, or as many as `max_seconds` allows
-    max_seconds: float | None = Field(None, gt=0)  # of training; the rate anneals to zero by then
-    batch: int | None = Field(None, ge=1)
-    learning_rate: float | None = Field(None, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)  # share of the run
-    ema: float = Field(0.998, ge=0, lt=1)
+    size: int | None = Field(default=None, ge=64)  # px; None: the student's own
+    epochs: int | None = Field(default=None, ge=1)  # None: 60, or as many as `max_seconds` allows
+    max_seconds: float | None = Field(default=None, gt=0)  # of training; the rate anneals to zero by then
+    batch: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the run
+    ema: float = Field(default=0.998, ge=0, lt=1)
     augment: bool = True
-    mosaic: float = Field(0.5, ge=0, le=1)  # share of views made of four images
-    calm: float = Field(0.15, ge=0, le=1)  # last share of the run, without mosaics
+    mosaic: float = Field(default=0.5, ge=0, le=1)  # share of views made of four images
+    calm: float = Field(default=0.15, ge=0, le=1)  # last share of the run, without mosaics
     soft: bool = True  # weigh each box by its calibrated probability
     review: Literal["ignore", "drop", "learn"] = "ignore"  # what boxes under review become, see `ImageCache`
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    evaluations: int = Field(4, ge=0)  # looks at the gold set
-    patience: int | None = Field(None, ge=1)  # looks without improvement before the best so far is kept
-    checkpoint_seconds: float = Field(20.0, gt=0)
-    samples: int = Field(11, ge=0)  # training images kept beside the student, for `foveal export` to check itself on
-    seed: int = Field(0, ge=0)
+    evaluations: int = Field(default=4, ge=0)  # looks at the gold set
+    patience: int | None = Field(default=None, ge=1)  # looks without improvement before the best so far is kept
+    checkpoint_seconds: float = Field(default=20.0, gt=0)
+    samples: int = Field(
+        default=11, ge=0
+    )  # training images kept beside the student, for `foveal export` to check itself on
+    seed: int = Field(default=0, ge=0)
 
 
 class TrainReport(BaseModel):

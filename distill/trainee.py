@@ -67,8 +67,9 @@ class Trainee(nn.Module):
         self.updates += 1
         count = int(self.updates)
         share = 1 - min(self.decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), share)
-        for mean, now in zip(self.average.buffers(), self.student.buffers(), strict=True):
+        averaged, current = self.average.state_dict(), self.student.state_dict()
+        for name, mean in averaged.items():
+            now = current[name]
             mean.lerp_(now, share) if mean.is_floating_point() else mean.copy_(now)
 
 

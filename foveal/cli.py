@@ -327,7 +327,8 @@ def eval_detection(
 
     if (predictions is None) == (detector is None):
         raise BadInput("there must be one thing to measure", expected="--predictions FILE or --detector REF")
-    found = predictions if detector is None else _detected(truth, detector, registry)
+    found = _detected(truth, detector, registry) if detector is not None else predictions
+    assert found is not None  # one of the two was given
     emit(dict(evaluate(truth, found)), json_)
 
 
@@ -337,7 +338,7 @@ def _detected(truth: Path, detector: str, registry: Path) -> list[Detections]:
     from foveal.progress import track
 
     model = load_detector(detector, registry)
-    return [model.detect([s.image()], 0.001)[0] for s in track(_progress(), f"run {detector}", Dataset.open(truth))]
+    return [model.detect([s.image()], 0.001)[0] for s in track(_progress(), Dataset.open(truth), f"run {detector}")]
 
 
 @eval_app.command("retrieval")
@@ -373,7 +374,7 @@ def eval_zero_shot(
     from foveal.models import load_encoder
 
     dataset = Dataset.open(data)
-    emit(evaluate_dataset(load_encoder(encoder), dataset, progress=_progress()), json_)
+    emit(evaluate_dataset(load_encoder(encoder), dataset), json_)
 
 
 @app.command()
@@ -422,18 +423,20 @@ def serve(
 
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
-    from serve.server import serve_models
+    from foveal.models import load_detector, load_encoder, load_open_detector
+    from retrieval.archive import Archive
+    from serve.app import create_app
+    from serve.server import serve as run
 
-    serve_models(
-        archive=archive,
-        detector=detector,
-        open_detector=open_detector,
-        registry=registry,
-        host=host,
-        port=port,
+    opened = Archive.open(archive) if archive else None
+    served = create_app(
+        archive=opened,
+        encoder=load_encoder(opened.encoder) if opened else None,
+        detector=load_detector(detector, registry) if detector else None,
+        open_detector=load_open_detector(open_detector) if open_detector else None,
         demo=demo,
-        on_ready=lambda url: emit({"url": url}, json_),
     )
+    run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
 
 
 def main() -> None:

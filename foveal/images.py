@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,7 +91,7 @@ def content_hash(path: Path) -> str:
 
 
 @contextmanager
-def _opened(source: Path | str | bytes, max_pixels: int) -> Iterator[Image]:
+def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
     """The image with only its header read; whatever a decoder raises inside the block becomes BadImage."""
     from PIL import Image as pillow
     from PIL import UnidentifiedImageError

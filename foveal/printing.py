@@ -15,10 +15,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 def plain(value: Any) -> Any:
     """The value in JSON's own types; a number that JSON cannot hold (NaN, infinity) becomes null."""
+    dump = getattr(value, "model_dump", None)  # pydantic's, which a short command line need not import
+    if dump is not None:
+        return plain(dump(mode="json"))
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

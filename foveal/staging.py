@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ _STALE_SECONDS = 60.0
 
 
 @contextmanager
-def staged(out: Path | str, *, folder: bool | None = None, durable: bool = False) -> Iterator[Path]:
+def staged(out: Path | str, *, folder: bool | None = None, durable: bool = False) -> Generator[Path]:
     """A temporary sibling of `out` to write into; it takes `out`'s place on success and vanishes on any error.
 
     The path handed out is an empty folder, or a file yet to be written when `out` ends like one (`FILES`); `folder`
@@ -83,7 +83,7 @@ def _check_replaceable(out: Path, is_folder: bool) -> None:
 
 
 @contextmanager
-def _disk_errors(out: Path, *, setting_up: bool = False) -> Iterator[None]:
+def _disk_errors(out: Path, *, setting_up: bool = False) -> Generator[None]:
     try:
         yield
     except FovealError:

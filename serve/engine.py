@@ -109,7 +109,7 @@ class Engine:
             f"archive {name!r} was built with another encoder than the server has",
             expected=f"{archive.encoder}, fingerprint {archive.fingerprint[:12]}",
             received=", ".join(f"{key}, {model.fingerprint[:12]}" for key, model in encoders.items()) or "no encoder",
-            remedy=f"Serve it with --encoder {archive.encoder}, or embed the images anew.",
+            remedy=f"Load {archive.encoder} as it was, or embed the images anew.",
         )
 
     # Finding things.

@@ -52,12 +52,12 @@ class QuickstartSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(3, ge=0)
-    size: int = Field(224, ge=64)
-    unlabelled: int = Field(400, ge=8)
-    gold: int = Field(40, ge=4)
-    test: int = Field(200, ge=4)
-    archive: int = Field(2000, ge=16)
+    seed: int = Field(default=3, ge=0)
+    size: int = Field(default=224, ge=64)
+    unlabelled: int = Field(default=400, ge=8)
+    gold: int = Field(default=40, ge=4)
+    test: int = Field(default=200, ge=4)
+    archive: int = Field(default=2000, ge=16)
     encoder: str = "bundled:clip"
     teacher: str = "bundled:owl"
     student: str = "fcos-mobilenet"
@@ -187,7 +187,8 @@ def render(run: Run) -> dict[str, Any]:
 def adaptation(run: Run) -> dict[str, Any]:
     """Stage 2: LoRA on the archive's captions, measured on the hidden test set before and after."""
     report = adapt(run.settings.encoder, run.truth("archive"), run.adapter, run.settings.adapt, run.progress)
-    test, result = run.truth("test"), {"trainable_params": report.trainable_params, "total_params": report.total_params}
+    test = run.truth("test")
+    result: dict[str, Any] = {"trainable_params": report.trainable_params, "total_params": report.total_params}
     # A scene's first caption is the complete one; the shorter ones fit several scenes.
     described = Dataset.build([_with_first_caption(sample) for sample in test], test.classes)
     for moment, reference in (("before", run.settings.encoder), ("after", run.encoder)):
@@ -214,7 +215,7 @@ def indexing(run: Run) -> dict[str, Any]:
     archive.add(run.world("archive") / "images", encoder, run.progress)
     measured = archive.recall_at_k(10, 200)
     picture = str(sorted((run.world("test") / "images").iterdir())[0])
-    searches = [
+    searches: list[dict[str, Any]] = [
         {"text": "a yellow drone on the floor"},
         {"text": "a rusty valve on the wall", "filter": "place = 'loading bay'"},
         {"image": picture},
@@ -445,7 +446,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _report(run: Run, state: dict[str, Any]) -> dict[str, Any]:
-    stages = [{"name": name, "seconds": state["stages"][name]["seconds"]} for name in STAGES]
+    stages: list[dict[str, Any]] = [{"name": name, "seconds": state["stages"][name]["seconds"]} for name in STAGES]
     return {
         "seconds_total": round(sum(s["seconds"] for s in stages), 2),
         "peak_memory_mb": state["peak_memory_mb"],
