@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> Any:
     path = Path(path)
     try:
         with path.open(encoding="utf-8") as stream:
-            return yaml.load(stream, Loader=_UniqueKeys)
+            return _UniqueKeys(stream).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}", remedy="Check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
