@@ -27,6 +27,7 @@ from foveal.encoders import TorchEncoder, adapted_fingerprint
 from foveal.errors import BadInput, FovealError
 from foveal.models import load_encoder, parse_ref
 from foveal.progress import Progress
+from foveal.runtime import native_bfloat16
 
 REPORT = "report.json"
 ENDLESS = 10_000  # epochs of a run that only the clock ends
@@ -51,7 +52,7 @@ class ClipSettings(BaseModel):
     epochs: int | None = Field(default=None, ge=1)  # None: 20, or as many as `max_seconds` allows
     max_seconds: float | None = Field(default=None, gt=0)  # of training steps; the rate anneals to zero by then
     augment: bool = True
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
     max_skipped: float = Field(default=0.1, ge=0, le=1)  # share of images that may be unreadable
     checkpoint_seconds: float = Field(default=15.0, gt=0)
     seed: int = Field(default=0, ge=0)
@@ -248,7 +249,7 @@ def _train(
             weight_decay=settings.weight_decay,
             seed=settings.seed,
             device=encoder.device,
-            bf16=settings.precision == "bfloat16",
+            bf16=native_bfloat16(encoder.device) if settings.precision == "auto" else settings.precision == "bfloat16",
         ),
         train_dataset=order,
         data_collator=Collator(pairs, settings.seed, settings.augment),

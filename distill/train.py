@@ -33,7 +33,7 @@ from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
 from foveal.progress import Progress
-from foveal.runtime import pick_device
+from foveal.runtime import native_bfloat16, pick_device
 
 REPORT = "report.json"
 ENDLESS = 100_000  # epochs of a run that only the clock ends
@@ -246,10 +246,7 @@ def _autocast(precision: str, student: Student, device: str) -> bool:
         return precision == "bfloat16"
     if not isinstance(student, DenseStudent):
         return False
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
-    abilities = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return native_bfloat16(device)
 
 
 def _finished(out: Path, run: dict[str, Any]) -> TrainReport | None:

@@ -74,6 +74,16 @@ def pick_device(name: str | None = None) -> str:
     return name
 
 
+def native_bfloat16(device: str) -> bool:
+    """Whether `device` multiplies bfloat16 in hardware, so that training in it is faster and not only smaller."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    abilities = torch.cpu.get_capabilities() if device == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch (every device)."""
     import numpy as np
