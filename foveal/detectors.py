@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from foveal import artifacts
-from foveal.detections import Detections, FloatArray, IntArray, pairwise_iou
+from foveal.detections import Detections, FloatArray, IntArray
 from foveal.errors import BadInput, FovealError, IntegrityError, Unavailable
 from foveal.models import ModelRef
 from foveal.runtime import usable_cores
@@ -99,12 +100,10 @@ def _decode_one(
 
 def _suppressed(boxes: FloatArray, labels: IntArray, iou: float) -> IntArray:
     """Rows that survive greedy class-wise suppression; rows come best first."""
-    rival = (pairwise_iou(boxes, boxes) > iou) & (labels[:, None] == labels[None, :])
-    alive = np.ones(len(boxes), dtype=bool)
-    for row in range(len(boxes)):
-        if alive[row]:
-            alive[row + 1 :] &= ~rival[row, row + 1 :]
-    return np.flatnonzero(alive)
+    corners = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+    ranks = np.arange(len(boxes), 0, -1, dtype=np.float32)
+    kept: Any = cv2.dnn.NMSBoxesBatched(corners, ranks, labels.astype(np.int32), 0.0, iou) if len(boxes) else ()  # pyright: ignore
+    return np.asarray(kept, np.int64).reshape(-1)
 
 
 class ExportedDetector:

@@ -60,10 +60,10 @@ class QuickstartSettings(BaseModel):
     archive: int = Field(default=2000, ge=16)
     encoder: str = "bundled:clip"
     teacher: str = "bundled:owl"
-    student: str = "fcos-mobilenet"
+    student: str = "fcos-resnet"
     adapt: ClipSettings = ClipSettings(max_seconds=80)
     prelabel: PrelabelSettings = PrelabelSettings()
-    distill: TrainSettings = TrainSettings(max_seconds=150)
+    distill: TrainSettings = TrainSettings(max_seconds=180)
 
     @field_validator("adapt", "prelabel", "distill", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapt.clip import ClipSettings
+from distill.prelabel import PrelabelSettings
 from distill.train import TrainSettings
 from foveal.errors import FovealError
 from serve.quickstart import STAGES, QuickstartSettings, run
@@ -22,7 +23,8 @@ SMALL = QuickstartSettings(
     test=16,
     archive=48,
     adapt=ClipSettings(max_seconds=4),
-    distill=TrainSettings(max_seconds=6),
+    prelabel=PrelabelSettings(target_precision=0.6),  # two dozen boxes cannot prove more
+    distill=TrainSettings(max_seconds=8),
 )
 
 
