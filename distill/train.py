@@ -132,7 +132,6 @@ def train(
         shutil.rmtree(work, ignore_errors=True)
     elif (done := _finished(out, run)) is not None:
         return done
-    checkpoint = _resume_point(work, run)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         net = start(student, dataset.classes, settings.size)
@@ -140,6 +139,7 @@ def train(
     cache = ImageCache(
         dataset, round(net.size * CACHE_SCALE), soft=settings.soft, review=settings.review, progress=progress
     )
+    checkpoint = _resume_point(work, run)
     trainee = Trainee(net, settings.ema, _autocast(settings.precision, net, device := pick_device(device)))
     batch = min(settings.batch or found.batch, len(cache))
     epochs = settings.epochs or (ENDLESS if settings.max_seconds else 60)

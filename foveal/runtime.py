@@ -126,10 +126,13 @@ def usable_cores() -> int:
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process plus that of its largest finished child, MB."""
+    """Peak resident memory of the largest process, this one or a finished child, MB.
+
+    Not their sum: a forked child shares its pages with its parent, and they would count twice.
+    """
     unit = 2**20 if sys.platform == "darwin" else 2**10
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + children) / unit
+    return max(own, children) / unit
 
 
 def _cpu_model() -> str:

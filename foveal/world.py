@@ -112,9 +112,10 @@ def write(
         if out.exists():
             out.rmdir()
         parts.rename(out)
-    except BaseException:
-        shutil.rmtree(parts, ignore_errors=True)
-        raise
+    except OSError as error:  # a full disk does not say which file it was
+        raise OSError(error.errno, error.strerror, error.filename or str(out)) from error
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)  # nothing where it was moved
     return out
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foveal.dataset import Sample
     from serve.quickstart import Run
 
-SHOWN = 0.3  # score from which boxes are drawn
+SHOWN = 0.45  # score from which boxes are drawn
 EXAMPLES, WORST = 4, 6
 
 

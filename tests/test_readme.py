@@ -27,9 +27,9 @@ OWN_FOLDER = README.split("## The same loop on your own folder")[1].split("\n## 
 STAND_INS = {
     "hf:google/siglip2-base-patch16-224": "bundled:clip",
     "hf:google/owlv2-base-patch16-ensemble": "bundled:owl",
-    "hf:ustc-community/dfine-small-coco": "fcos-mobilenet",
+    "hf:ustc-community/dfine-small-coco": "fcos-resnet",
     "max_seconds=3600": "max_seconds=2",
-    "max_seconds=7200": "max_seconds=4",
+    "max_seconds=7200": "max_seconds=20",
     "target_precision=0.9": "target_precision=0.5",  # two dozen gold images prove no more
 }
 MAY_SAY_NO = "foveal gate"  # after seconds of training
