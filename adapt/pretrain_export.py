@@ -168,15 +168,16 @@ def export_clip(work: Path, out: Path, recipe: dict[str, Any]) -> None:
         views = SceneViews(work / "check-base")
         plain = [views.plain(i, CLIP_SIZE, PATCH) for i in range(8)]
         pixels = torch.from_numpy(np.stack([v.pixels for v in plain]))
-        exported, _ = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        made: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
+        exported: Any = made[0]
         tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([v.caption for v in plain])
         source = Pretrainer(model.eval(), tokenizer, "cpu")
         with torch.inference_mode():
             _, outputs = model.image_embedder(pixels, interpolate_pos_encoding=True)
             image = F.normalize(model.owlv2.visual_projection(outputs.pooler_output), dim=-1)
             text = F.normalize(source.encode_texts([v.caption for v in plain]), dim=-1)
-            _agree("image embedding", exported.eval().encode_image(pixels, normalize=True).numpy(), image.numpy())  # pyright: ignore
-            _agree("text embedding", exported.encode_text(tokens, normalize=True).numpy(), text.numpy())  # pyright: ignore
+            _agree("image embedding", exported.eval().encode_image(pixels, normalize=True).numpy(), image.numpy())
+            _agree("text embedding", exported.encode_text(tokens, normalize=True).numpy(), text.numpy())
         seal(folder, name="bundled-clip", kind="encoder", config=recipe, metrics=figures, licence=LICENCE)
 
 
