@@ -67,9 +67,9 @@ class Trainee(nn.Module):
         self.updates += 1
         count = int(self.updates)
         share = 1 - min(self.decay, (1 + count) / (10 + count))
-        averaged, current = self.average.state_dict(), self.student.state_dict()
-        for name, mean in averaged.items():
-            now = current[name]
+        # Not over state dicts: a tensor that two names share would move twice.
+        averaged, current = ([*net.parameters(), *net.buffers()] for net in (self.average, self.student))
+        for mean, now in zip(averaged, current, strict=True):
             mean.lerp_(now, share) if mean.is_floating_point() else mean.copy_(now)
 
 
