@@ -1,85 +1,47 @@
-"""LoRA for CLIP-style encoders: train on image-caption pairs, check the result, write an adapter folder."""
+"""LoRA for CLIP-style encoders: what a run of `foveal adapt clip` trains, on which data, towards which objective.
+
+Shape letters: N images, M captions, B pairs in a batch, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
-from adapt import targets
-from adapt.losses import info_nce
-from adapt.pairs import Collator, Order, Pairs, load_pairs
+from adapt import losses, run, targets
+from adapt.job import Example, Job, LossFunction, Validation
+from adapt.pairs import BATCH, FEATURES, Collator, Pairs, load_pairs, look_alikes
+from adapt.run import AdaptReport
+from adapt.settings import Settings
 from adapt.targets import Tower
-from evals import retrieval
-from foveal import adapters, artifacts
+from evals import retrieval, zero_shot
+from foveal import adapters
 from foveal.dataset import Dataset
+from foveal.detections import FloatArray
 from foveal.encoders import TorchEncoder, adapted_fingerprint
 from foveal.errors import BadInput, FovealError
-from foveal.models import load_encoder, parse_ref
-from foveal.progress import Progress
-from foveal.runtime import native_bfloat16
+from foveal.models import licence_of, load_encoder, parse_ref
+from foveal.progress import Progress, track
 
-REPORT = "report.json"
-ENDLESS = 10_000  # epochs of a run that only the clock ends
 MERGE_TOLERANCE = 1e-4  # largest difference of unit-length embeddings between base + adapter and merged
 
 
-class ClipSettings(BaseModel):
-    """What a run is made of; every field can be set as `key=value` on the command line."""
+class ClipSettings(Settings):
+    """Settings of `foveal adapt clip`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Literal["lora", "rslora", "dora"] = "lora"  # arXiv 2106.09685, 2312.03732, 2402.09353
-    rank: int = Field(default=4, ge=1)
-    alpha: float = Field(default=8.0, gt=0)  # the update is scaled by alpha / rank (rslora: alpha / sqrt(rank))
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    towers: tuple[Tower, ...] = Field(default=("image", "text"), min_length=1)
-    target_modules: tuple[str, ...] | None = None  # last names of modules, e.g. in_proj; None: all linear layers
-    learning_rate: float = Field(default=2e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1)  # share of the run
-    batch: int = Field(default=64, ge=2)
-    epochs: int | None = Field(default=None, ge=1)  # None: 20, or as many as `max_seconds` allows
-    max_seconds: float | None = Field(default=None, gt=0)  # of training steps; the rate anneals to zero by then
+    towers: tuple[Tower, ...] = Field(default=("image", "text"), min_length=1)  # the other's embeddings are cached
+    objective: Literal["auto", "infonce", "sigmoid"] = "auto"  # auto: sigmoid where the base was trained with it
     augment: bool = True
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
-    max_skipped: float = Field(default=0.1, ge=0, le=1)  # share of images that may be unreadable
-    checkpoint_seconds: float = Field(default=15.0, gt=0)
-    seed: int = Field(default=0, ge=0)
-
-
-class AdaptReport(BaseModel):
-    """What a run did, written as report.json into the adapter folder."""
-
-    out: str
-    base: str
-    base_fingerprint: str
-    fingerprint: str  # of base and adapter together, as an archive stores it
-    trainable_params: int
-    total_params: int  # of the base
-    images: int
-    captions: int
-    skipped: list[tuple[str, str]]  # path, reason
-    steps: int
-    seconds: float  # of training, over all resumptions
-    images_per_second: float
-    losses: list[float]  # mean over each ten steps
-    recall_at_1_before: float | None = None
-    recall_at_1_after: float | None = None
-    validation_before: dict[str, float] | None = None
-    validation_after: dict[str, float] | None = None
-    merge_difference: float  # largest, between base + adapter and merged embeddings
-    already_done: bool = False  # the folder held this very run, and nothing was trained
+    hard_negatives: Path | None = None  # an archive: images that look alike there share a batch
+    group: int = Field(default=4, ge=2)  # how many look-alikes stand together, with `hard_negatives`
 
 
 def adapt(
@@ -93,16 +55,32 @@ def adapt(
     device: str | None = None,
     fresh: bool = False,
 ) -> AdaptReport:
-    """Train a LoRA adapter for the encoder `base_ref` on the captions of `dataset` and write it to `out`.
+    """Train a LoRA adapter for the encoder `base_ref` on the captions or labels of `dataset` and write it to `out`.
 
     Interrupted at any moment, the next call with the same arguments goes on from the last checkpoint (kept beside
     `out` until the end); a finished `out` is reported as done. `fresh` starts over.
 
     Raises:
         BadInput: `out` holds another run, the base already carries an adapter, or the data cannot be used.
-        FovealError: the loss is not finite, or merging the adapter would change what it says.
+        FovealError: the loss is not finite, memory ran out, or merging the adapter would change what it says.
     """
     settings, out = settings or ClipSettings(), Path(out)
+    encoder = adaptable(base_ref, device)
+    described = run.identity(
+        settings, encoder.base_fingerprint, dataset.fingerprint, validation.fingerprint if validation else None
+    )
+    if (done := run.finished(out, described, fresh)) is not None:
+        return done
+    job = make_job(base_ref, encoder, dataset, settings, progress, validation)
+    return run.execute(job, out, described, settings, progress)
+
+
+def adaptable(base_ref: str, device: str | None = None) -> TorchEncoder:
+    """The encoder to adapt.
+
+    Raises:
+        BadInput: the reference already carries an adapter, or names something that LoRA cannot attach to.
+    """
     if parse_ref(base_ref).adapter is not None:
         raise BadInput(
             f"{base_ref} already carries an adapter", expected="a base model", remedy="Leave the + part out."
@@ -110,169 +88,216 @@ def adapt(
     encoder: Any = load_encoder(base_ref, device)
     if not isinstance(encoder, TorchEncoder):
         raise BadInput(f"{base_ref} cannot be adapted", expected="an open_clip or transformers encoder")
-    run = {
-        "settings": settings.model_dump(mode="json"),
-        "base_fingerprint": encoder.base_fingerprint,
-        "data_fingerprint": dataset.fingerprint,
-    }
-    work = out.parent / f".{out.name}.run"
-    if fresh:
-        shutil.rmtree(work, ignore_errors=True)
-    elif (done := _finished(out, run)) is not None:
-        return done
-    checkpoint = _resume_point(work, run)
-    before = retrieval.evaluate(encoder, validation, progress=progress) if validation is not None else None
+    return encoder
+
+
+def make_job(
+    base_ref: str,
+    encoder: TorchEncoder,
+    dataset: Dataset,
+    settings: ClipSettings,
+    progress: Progress | None = None,
+    validation: Dataset | None = None,
+) -> Job:
+    """Decode the data, compute what stays frozen, and put fresh adapter layers on the encoder's model."""
     pairs = load_pairs(encoder, dataset, settings.max_skipped, progress)
+    frozen = _frozen(encoder, pairs, settings.towers, progress)
     total = sum(p.numel() for p in encoder.model.parameters())
-    model = _wrap(encoder, settings)
-    history, seconds, steps = _train(model, encoder, pairs, settings, work, checkpoint, progress)
-    with artifacts.staged(out) as folder:
-        adapters.save(model, folder)
-        difference, merged = _check_merge(model, encoder, base_ref, folder, pairs)
-        after = retrieval.evaluate(merged, validation, progress=progress) if validation is not None else None
-        report = AdaptReport(
-            out=str(out),
-            base=base_ref,
-            base_fingerprint=encoder.base_fingerprint,
-            fingerprint=merged.fingerprint,
-            trainable_params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            total_params=total,
-            images=len(pairs),
-            captions=len(pairs.wording),
-            skipped=[(str(path), reason) for path, reason in pairs.skipped],
-            steps=steps,
-            seconds=seconds,
-            images_per_second=steps * min(settings.batch, len(pairs)) / max(seconds, 1e-9),
-            losses=history,
-            recall_at_1_before=before["recall_at_1"] if before else None,
-            recall_at_1_after=after["recall_at_1"] if after else None,
-            validation_before=before,
-            validation_after=after,
-            merge_difference=difference,
-        )
-        (folder / REPORT).write_text(report.model_dump_json(indent=2) + "\n")
-        artifacts.seal(
-            folder,
-            name=out.name,
-            kind="adapter",
-            parents=[base_ref],
-            data={"fingerprint": run["data_fingerprint"], "images": len(pairs), "captions": len(pairs.wording)},
-            config={**run, "base": base_ref},
-            metrics=report.model_dump(include={"recall_at_1_before", "recall_at_1_after", "merge_difference"}),
-        )
-    shutil.rmtree(work, ignore_errors=True)
-    return report
-
-
-def _finished(out: Path, run: dict[str, Any]) -> AdaptReport | None:
-    """The report of a folder that holds this very run, None when there is nothing yet."""
-    if not (out / artifacts.MANIFEST).is_file():
-        return None
-    manifest = artifacts.read(out)
-    differing = [name for name, value in run.items() if manifest.config.get(name) != value]
-    if differing:
-        raise BadInput(
-            f"{out} holds another run; it differs in {', '.join(differing)}",
-            remedy="Choose another --out, or start over with --fresh.",
-        )
-    return AdaptReport.model_validate_json((out / REPORT).read_text()).model_copy(update={"already_done": True})
-
-
-def _resume_point(work: Path, run: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from; a run that was begun with other settings or data is discarded."""
-    from adapt.trainer import last_checkpoint
-
-    record = work / "run.json"
-    if record.is_file() and json.loads(record.read_text()) == run:
-        return last_checkpoint(work)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    artifacts.write_text(record, json.dumps(run))
-    return None
-
-
-def _wrap(encoder: TorchEncoder, settings: ClipSettings) -> Any:
-    from peft import LoraConfig
-
+    arrange = None
+    if settings.hard_negatives is not None:
+        arrange = look_alikes(_archived(settings.hard_negatives, pairs), settings.group)
+    notes: list[str] = []
+    if pairs.overlong:
+        notes.append(f"{pairs.overlong} of {len(pairs.meaning)} captions are longer than the context and were cut")
+        if progress is not None:
+            progress.note(notes[-1])
+    loss = contrastive_loss(encoder, settings, pairs)
     chosen = targets.choose(encoder.model, settings.towers, settings.target_modules)
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=settings.dropout,
-        use_rslora=settings.method == "rslora",
-        use_dora=settings.method == "dora",
-        target_modules=targets.pattern(chosen),
+    model = adapters.fresh(encoder.model, targets.lora_config(settings, chosen), settings.seed, base_ref)
+    return Job(
+        kind="clip",
+        base=base_ref,
+        base_fingerprint=encoder.base_fingerprint,
+        base_licence=licence_of(base_ref),
+        data_fingerprint=dataset.fingerprint,
+        device=encoder.device,
+        model=model,
+        total_params=total,
+        loss=loss,
+        count=len(pairs),
+        collate=Collator(pairs, settings.seed, settings.augment, frozen),
+        names=lambda i: str(pairs.paths[i]),
+        check=lambda folder: _check_merge(model, encoder, base_ref, folder, pairs),
+        data={"images": len(pairs), "captions": len(pairs.meaning)},
+        skipped=pairs.skipped,
+        notes=notes,
+        arrange=arrange,
+        validate=(lambda: _validate(encoder, model, validation)) if validation is not None else None,
+        metric="recall_at_1" if validation is not None and any(s.captions for s in validation) else "top1",
+        accumulates=False,
+        prepare=_checkpoint_activations,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        return adapters.wrap(encoder.model, config, encoder.name)
 
 
-def contrastive_loss(encoder: TorchEncoder) -> Callable[[Any, dict[str, Any]], Tensor]:
-    """InfoNCE of a batch made by `Collator`, at the encoder's own temperature."""
+def contrastive_loss(encoder: TorchEncoder, settings: ClipSettings, pairs: Pairs) -> LossFunction:
+    """The loss of a batch made by `Collator`, over the pairs of all processes, at the encoder's own temperature.
+
+    With `micro_batch` the embeddings of a large batch are computed piece by piece without keeping activations, and
+    again in the backward pass: gradient caching (arXiv 2101.06983), here by checkpointing each piece.
+    """
+    objective = settings.objective
+    if objective == "auto":
+        objective = "infonce" if encoder.logit_bias is None else "sigmoid"
+    bias = encoder.logit_bias if objective == "sigmoid" else None
+    if objective == "sigmoid" and bias is None:
+        bias = _fit_bias(encoder, pairs)
+    scale = encoder.logit_scale
 
     def loss(model: Any, batch: dict[str, Any]) -> Tensor:
-        images = functional.normalize(encoder.image_features(model, batch["image"]).float(), dim=-1)
-        texts = functional.normalize(encoder.text_features(model, batch["text"]).float(), dim=-1)
-        return info_nce(images, texts, encoder.logit_scale, batch["same"])
+        images = _embed(encoder.image_features, model, batch["image"], settings.micro_batch)
+        texts = _embed(encoder.text_features, model, batch["text"], settings.micro_batch)
+        images, texts, meaning = (losses.gathered(rows) for rows in (images, texts, batch["meaning"]))
+        same = meaning[:, None] == meaning[None, :]
+        if bias is None:
+            return losses.for_averaging(losses.info_nce(images, texts, scale, same))
+        return losses.for_averaging(losses.sigmoid(images, texts, scale, bias, same))
 
     return loss
 
 
-def _train(
-    model: Any,
-    encoder: TorchEncoder,
-    pairs: Pairs,
-    settings: ClipSettings,
-    work: Path,
-    checkpoint: Path | None,
-    progress: Progress | None,
-) -> tuple[list[float], float, int]:
-    """Losses of each ten steps, seconds and steps of the run."""
-    from adapt.trainer import AdapterTrainer, Budget, ProgressReport, arguments
+def _embed(features: Any, model: Any, inputs: Mapping[str, Tensor], piece: int | None) -> Tensor:
+    """Unit-length embeddings (B, D), `piece` inputs at a time."""
+    if FEATURES in inputs:
+        return inputs[FEATURES]
+    count = len(next(iter(inputs.values())))
+    if piece is None or piece >= count:
+        return functional.normalize(features(model, inputs).float(), dim=-1)
+    rows = [
+        checkpoint(features, model, {k: v[i : i + piece] for k, v in inputs.items()}, use_reentrant=False)
+        for i in range(0, count, piece)
+    ]
+    return functional.normalize(torch.cat(rows).float(), dim=-1)
 
-    epochs = settings.epochs or (ENDLESS if settings.max_seconds else 20)
-    batch = min(settings.batch, len(pairs))
-    order = Order(len(pairs), batch, epochs, settings.seed)
-    budget = Budget(settings.max_seconds, len(order) // batch, settings.checkpoint_seconds)
-    if checkpoint is not None:
-        budget.restore(checkpoint)
-    trainer = AdapterTrainer(
-        contrastive_loss(encoder),
-        budget,
-        settings.warmup,
-        model=model,
-        args=arguments(
-            work,
-            batch=batch,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            seed=settings.seed,
-            device=encoder.device,
-            bf16=native_bfloat16(encoder.device) if settings.precision == "auto" else settings.precision == "bfloat16",
-        ),
-        train_dataset=order,
-        data_collator=Collator(pairs, settings.seed, settings.augment),
-    )
-    if progress is not None:
-        trainer.add_callback(ProgressReport(progress, None if epochs == ENDLESS else budget.total_steps))
-    # On CPUs the fused kernel's backward pass is slower than plain matrix products at these lengths
-    # (docs/decisions/0002-eager-attention-on-cpu.md).
-    with sdpa_kernel(SDPBackend.MATH) if encoder.device == "cpu" else nullcontext():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+def _frozen(
+    encoder: TorchEncoder, pairs: Pairs, towers: Sequence[Tower], progress: Progress | None
+) -> dict[Tower, Tensor]:
+    """Unit-length features of what passes a tower that does not learn: computed once, and not augmented."""
+    frozen: dict[Tower, Tensor] = {}
+
+    def pixels(i: int) -> dict[str, Tensor]:
+        return {pairs.image_key: (pairs.pixels[i : i + BATCH].float() / 255 - pairs.mean) / pairs.deviation}
+
+    def tokens(i: int) -> dict[str, Tensor]:
+        return {name: ids[i : i + BATCH] for name, ids in pairs.tokens.items()}
+
+    if "image" not in towers:
+        frozen["image"] = _features(encoder, encoder.image_features, pixels, len(pairs), "embed images", progress)
+    if "text" not in towers:
+        count = len(pairs.meaning)
+        frozen["text"] = _features(encoder, encoder.text_features, tokens, count, "embed captions", progress)
+    return frozen
+
+
+def _features(
+    encoder: TorchEncoder, features: Any, inputs: Any, count: int, task: str, progress: Progress | None
+) -> Tensor:
+    rows: list[Tensor] = []
+    with torch.inference_mode():
+        for i in track(progress, range(0, count, BATCH), task):
+            placed = {k: v.to(encoder.device) for k, v in inputs(i).items()}
+            rows.append(functional.normalize(features(encoder.model, placed).float(), dim=-1).cpu())
+    return torch.cat(rows).clone()  # a tensor of inference mode cannot take part in training
+
+
+def _fit_bias(encoder: TorchEncoder, pairs: Pairs, sample: int = 256) -> float:
+    """The sigmoid loss's bias for a base that has none, from a sample of its own embeddings."""
+    chosen = np.linspace(0, len(pairs) - 1, min(sample, len(pairs))).astype(int)
+    index = torch.from_numpy(chosen)
+    caption = pairs.first[index]
+    with torch.inference_mode():
+        pixels = (pairs.pixels[index].float() / 255 - pairs.mean) / pairs.deviation
+        image = encoder.image_features(encoder.model, {pairs.image_key: pixels.to(encoder.device)})
+        tokens = {k: v[caption].to(encoder.device) for k, v in pairs.tokens.items()}
+        text = encoder.text_features(encoder.model, tokens)
+        images, texts = (functional.normalize(x.float(), dim=-1).cpu() for x in (image, text))
+    meaning = pairs.meaning[caption]
+    return losses.fitted_bias(images @ texts.T, encoder.logit_scale, meaning[:, None] == meaning[None, :])
+
+
+def _archived(folder: Path, pairs: Pairs) -> FloatArray:
+    """The archive's vectors (N, D) of the training images, found by content.
+
+    Raises:
+        BadInput: the archive lacks some of them.
+    """
+    from foveal.images import content_hash
+    from retrieval.archive import Archive
+
+    known = Archive.open(folder).vectors_by_content([content_hash(path) for path in pairs.paths])
+    lacking = [path for path, vector in zip(pairs.paths, known, strict=True) if vector is None]
+    if lacking:
+        raise BadInput(
+            f"archive {folder} lacks {len(lacking)} of {len(known)} training images, the first {lacking[0]}",
+            remedy=f"Add them: foveal archive add {lacking[0].parent} --archive {folder}",
+        )
+    return np.stack([vector for vector in known if vector is not None]).astype(np.float32)
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Turn on gradient checkpointing in an open_clip or transformers model."""
+    inner: Any = model.get_base_model()  # pyright: ignore
+    if hasattr(inner, "set_grad_checkpointing"):
+        inner.set_grad_checkpointing(True)
+    else:
+        inner.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@torch.no_grad()
+def _validate(encoder: TorchEncoder, model: Any, validation: Dataset) -> Validation:
+    """Recall of captions, or accuracy of labels, with the adapter as it stands."""
     model.eval()
-    means = [float(np.mean(budget.losses[i : i + 10])) for i in range(0, len(budget.losses), 10)]
-    return means, budget.spent, trainer.state.global_step
+    kept, encoder.model = encoder.model, model
+    try:
+        if any(sample.captions for sample in validation):
+            return _recall(encoder, validation)
+        return _accuracy(encoder, validation)
+    finally:
+        encoder.model = kept
 
 
-def _check_merge(
-    model: Any, encoder: TorchEncoder, base_ref: str, folder: Path, pairs: Pairs
-) -> tuple[float, TorchEncoder]:
-    """Load what was saved the way a user will, and compare: largest difference, and the merged encoder."""
+def _recall(encoder: TorchEncoder, validation: Dataset) -> Validation:
+    figures, ranks = retrieval.evaluate_ranks(encoder, validation)
+    examples = [Example(path, text, f"rank {rank}", -float(np.log(rank))) for path, text, rank in ranks]
+    return Validation(figures, examples)
+
+
+def _accuracy(encoder: TorchEncoder, validation: Dataset) -> Validation:
+    labelled = [sample for sample in validation if sample.label in validation.classes]
+    if not labelled:
+        raise BadInput("the validation set has neither captions nor labels", expected="one of them")
+    truth = [validation.classes.index(str(sample.label)) for sample in labelled]
+    names = zero_shot.class_embeddings(encoder, validation.classes)
+    chunks = [labelled[i : i + BATCH] for i in range(0, len(labelled), BATCH)]
+    images = np.concatenate([encoder.encode_images([s.image() for s in chunk]) for chunk in chunks])
+    cosine = images @ names.T
+    said = cosine.argmax(axis=1)
+    rows = np.arange(len(truth))
+    rivals = cosine.copy()
+    rivals[rows, truth] = -np.inf
+    margin = cosine[rows, truth] - rivals.max(axis=1)
+    figures = zero_shot.scores(cosine, truth)
+    examples = [
+        Example(s.path, str(s.label), validation.classes[int(a)], float(m))
+        for s, a, m in zip(labelled, said, margin, strict=True)
+    ]
+    return Validation(figures, examples)
+
+
+def _check_merge(model: Any, encoder: TorchEncoder, base_ref: str, folder: Path, pairs: Pairs) -> tuple[float, str]:
+    """Load what was saved the way a user will, and compare: largest difference, and the fingerprint of both."""
     base: Any = load_encoder(base_ref, encoder.device)
     base.model = adapters.apply(base.model, folder, base.base_fingerprint)
-    base.fingerprint = adapted_fingerprint(base.base_fingerprint, folder)
-    base.name = f"{base_ref}+{folder}"
     count = min(32, len(pairs))
     image = {pairs.image_key: (pairs.pixels[:count].float() / 255 - pairs.mean) / pairs.deviation}
     text = {name: tokens[:count] for name, tokens in pairs.tokens.items()}
@@ -290,4 +315,4 @@ def _check_merge(
             received=f"a difference of {worst:.2g}",
             remedy="Train in float32, with a lower learning rate or alpha.",
         )
-    return worst, base
+    return worst, adapted_fingerprint(base.base_fingerprint, folder)

@@ -5,22 +5,27 @@ Shape letters: N images, M captions, B pairs in a batch, S side of the square th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.utils.data
 from torch import Tensor
 from torch.nn import functional
 
+from adapt.run import check_share
+from adapt.targets import Tower
+from evals.zero_shot import TEMPLATES
 from foveal.dataset import Dataset, Sample
+from foveal.detections import FloatArray
 from foveal.encoders import TorchEncoder
 from foveal.errors import BadImage, BadInput
 from foveal.progress import Progress, track
 
 BATCH = 64
+DRAWS = 9  # random numbers an example takes: its caption, and eight for `augmented`
+FEATURES = "features"  # stands in a batch for the inputs of a tower that does not learn
 
 
 @dataclass
@@ -30,10 +35,12 @@ class Pairs:
     pixels: Tensor  # (N, 3, S, S) uint8, resized as the encoder does
     tokens: dict[str, Tensor]  # each (M, L)
     first: Tensor  # (N + 1,) captions of image i are first[i] .. first[i + 1] - 1
-    wording: Tensor  # (M,) equal for captions that are equal word for word
+    meaning: Tensor  # (M,) equal for captions that are equal word for word or name the same class
     mean: Tensor  # (3,)
     deviation: Tensor  # (3,)
     image_key: str  # the name under which the model takes its pixels
+    paths: list[Path]  # of the images
+    overlong: int  # captions that were cut at the model's context
     skipped: list[tuple[Path, str]]
 
     def __len__(self) -> int:
@@ -52,20 +59,24 @@ def load_pairs(
             no fixed size.
     """
     pixels: list[Tensor] = []
+    paths: list[Path] = []
     captions: list[tuple[str, ...]] = []
+    meanings: list[str] = []
     skipped: list[tuple[Path, str]] = []
     key = ""
     mean, deviation = (x.view(3, 1, 1) for x in encoder.pixel_statistics)
-    worded = [(sample, texts) for sample in dataset if (texts := _captions(sample))]
+    worded = [(sample, *said) for sample in dataset if (said := _captions(sample))[0]]
     if not worded:
         raise BadInput("nothing to learn from", expected="images with captions or labels", received="none of either")
     chunks = [worded[i : i + BATCH] for i in range(0, len(worded), BATCH)]
     for chunk in track(progress, chunks, "decode images"):
         images = []
-        for sample, texts in chunk:
+        for sample, texts, says in chunk:
             try:
                 images.append(sample.image())
+                paths.append(sample.path)
                 captions.append(texts)
+                meanings.extend(says)
             except BadImage as error:
                 skipped.append((sample.path, str(error)))
         if images:
@@ -76,96 +87,119 @@ def load_pairs(
                     expected="a model with a fixed input size",
                 )
             pixels.append(((batch * deviation + mean) * 255).round().clamp(0, 255).to(torch.uint8))
-    if len(skipped) > max_skipped * len(worded):
-        path, reason = skipped[0]
-        raise BadInput(
-            f"{len(skipped)} of {len(worded)} images cannot be read, the first {path}: {reason}",
-            expected=f"at most {max_skipped:.0%}",
-            remedy="Mend or remove them, or raise max_skipped.",
-        )
+    check_share(skipped, len(worded), max_skipped)
     texts = [text for group in captions for text in group]
-    known = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    known = {what: i for i, what in enumerate(dict.fromkeys(meanings))}
+    if len(known) < 2:
+        raise BadInput(
+            "nothing to tell apart: every image has the same caption or label",
+            expected="at least two different ones",
+            received=repr(texts[0]),
+        )
     counts = torch.tensor([0, *(len(group) for group in captions)])
     return Pairs(
         pixels=torch.cat(pixels),
         tokens=encoder.text_inputs(texts),
         first=counts.cumsum(0),
-        wording=torch.tensor([known[text] for text in texts]),
+        meaning=torch.tensor([known[what] for what in meanings]),
         mean=mean,
         deviation=deviation,
         image_key=key,
+        paths=paths,
+        overlong=encoder.overlong(texts),
         skipped=skipped,
     )
 
 
-def _captions(sample: Sample) -> tuple[str, ...]:
+def _captions(sample: Sample) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Texts of a sample and, for each, what it says: equal for texts that are no negatives of each other."""
     texts = tuple(text for text in sample.captions if text.strip())
-    return texts or ((f"a photo of a {sample.label}",) if sample.label else ())
-
-
-class Order(torch.utils.data.Dataset[tuple[int, int]]):
-    """Positions of an endless-looking training run: item k is (k, index of the image shown k-th).
-
-    Every epoch is its own shuffle by seed, cut to whole batches so that no batch shows an image twice. A run that is
-    resumed at position k therefore sees exactly what an uninterrupted one would have seen.
-    """
-
-    def __init__(self, count: int, batch: int, epochs: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self.per_epoch = max(batch, count - count % batch) if count >= batch else count
-        self.epochs = epochs
-        self._shuffled: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return self.per_epoch * self.epochs
-
-    def __getitem__(self, position: int) -> tuple[int, int]:
-        epoch, offset = divmod(position, self.per_epoch)
-        if self._shuffled[0] != epoch:
-            self._shuffled = (epoch, np.random.default_rng((self.seed, epoch)).permutation(self.count).tolist())
-        return position, self._shuffled[1][offset]
+    if not texts and sample.label:
+        return tuple(t.replace("{}", sample.label) for t in TEMPLATES), (f"label {sample.label}",) * len(TEMPLATES)
+    return texts, texts
 
 
 class Collator:
-    """Positions -> a batch: one caption an image at random, light augmentation, all drawn from seed and position."""
+    """Items -> a batch: one caption an image at random, light augmentation, drawn from seed and position alone.
 
-    def __init__(self, pairs: Pairs, seed: int, augment: bool) -> None:
-        self.pairs, self.seed, self.augment = pairs, seed, augment
+    Args:
+        frozen: features (N, D) of all images or (M, D) of all captions where that tower does not learn; they stand in
+            for its inputs.
+    """
+
+    def __init__(self, pairs: Pairs, seed: int, augment: bool, frozen: dict[Tower, Tensor] | None = None) -> None:
+        self.pairs, self.seed, self.augment, self.frozen = pairs, seed, augment, frozen or {}
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor | dict[str, Tensor]]:
         pairs = self.pairs
-        random = torch.Generator().manual_seed((self.seed << 40) + items[0][0])
+        draws = np.stack([np.random.default_rng((self.seed, position)).random(DRAWS) for position, _ in items])
+        random = torch.from_numpy(draws).float()  # (B, DRAWS) in [0, 1)
         index = torch.tensor([image for _, image in items])
         lowest, beyond = pairs.first[index], pairs.first[index + 1]
-        drawn = torch.rand(len(index), generator=random)
-        caption = (lowest + (drawn * (beyond - lowest)).long()).clamp(max=beyond - 1)
-        pixels = pairs.pixels[index].float() / 255
-        if self.augment:
-            pixels = augmented(pixels, random)
-        wording = pairs.wording[caption]
+        caption = (lowest + (random[:, 0] * (beyond - lowest)).long()).clamp(max=beyond - 1)
         return {
-            "image": {pairs.image_key: (pixels - pairs.mean) / pairs.deviation},
-            "text": {name: tokens[caption] for name, tokens in pairs.tokens.items()},
-            "same": wording[:, None] == wording[None, :],
+            "image": self._image(index, random[:, 1:]),
+            "text": self._text(caption),
+            "meaning": pairs.meaning[caption],
         }
 
+    def _image(self, index: Tensor, random: Tensor) -> dict[str, Tensor]:
+        if "image" in self.frozen:
+            return {FEATURES: self.frozen["image"][index]}
+        pixels = self.pairs.pixels[index].float() / 255
+        if self.augment:
+            pixels = augmented(pixels, random)
+        return {self.pairs.image_key: (pixels - self.pairs.mean) / self.pairs.deviation}
 
-def augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Pixels (B, 3, S, S) in [0, 1], each cropped to 85-100% a side and shifted in brightness, contrast and colour.
+    def _text(self, caption: Tensor) -> dict[str, Tensor]:
+        if "text" in self.frozen:
+            return {FEATURES: self.frozen["text"][caption]}
+        return {name: tokens[caption] for name, tokens in self.pairs.tokens.items()}
+
+
+def augmented(pixels: Tensor, random: Tensor) -> Tensor:
+    """Pixels (B, 3, S, S) in [0, 1], each cropped to 85-100% a side and shifted in brightness, contrast and colour by
+    random numbers (B, 8) in [0, 1).
 
     Nothing is mirrored: captions say left and right.
     """
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(len(pixels), *shape, generator=random)
-
-    zoom = uniform(0.85, 1.0)
-    move = uniform(-1.0, 1.0, 2) * (1 - zoom)[:, None]
+    zoom = 0.85 + 0.15 * random[:, 0]
+    move = (2 * random[:, 1:3] - 1) * (1 - zoom)[:, None]
     affine = torch.zeros(len(pixels), 2, 3)
     affine[:, 0, 0] = affine[:, 1, 1] = zoom
     affine[:, :, 2] = move
     grid = functional.affine_grid(affine, list(pixels.shape), align_corners=False)
     pixels = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    contrast, brightness = (0.8 + 0.4 * random[:, 3:5]).T[:, :, None, None, None]
+    tint = 0.95 + 0.1 * random[:, 5:8, None, None]
     grey = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    pixels = (pixels - grey) * uniform(0.8, 1.2, 1, 1, 1) + grey * uniform(0.8, 1.2, 1, 1, 1)
-    return (pixels * uniform(0.95, 1.05, 3, 1, 1)).clamp_(0, 1)
+    return (((pixels - grey) * contrast + grey * brightness) * tint).clamp_(0, 1)
+
+
+def look_alikes(vectors: FloatArray, group: int, candidates: int = 32) -> Callable[[list[int]], list[int]]:
+    """An arrangement for `adapt.job.Order` that shows each image next to `group` - 1 of its nearest neighbours.
+
+    In a contrastive batch these are the negatives worth telling apart (arXiv 2007.00808 draws them from an index too).
+
+    Args:
+        vectors: (N, D) unit-length image embeddings.
+        candidates: neighbours looked at for ones not yet placed.
+    """
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)  # pyright: ignore
+    _, near = index.search(vectors, min(candidates + 1, len(vectors)))  # pyright: ignore
+
+    def arrange(order: list[int]) -> list[int]:
+        placed: set[int] = set()
+        arranged: list[int] = []
+        for image in order:
+            if image in placed:
+                continue
+            fellows = [int(n) for n in near[image] if n != image and n not in placed][: group - 1]
+            arranged += [image, *fellows]
+            placed.update((image, *fellows))
+        return arranged
+
+    return arrange

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
+from adapt.settings import Settings
 from foveal.adapters import SplitAttention, splittable
 from foveal.errors import BadInput, UnknownName
 
@@ -70,3 +71,17 @@ def pattern(names: Sequence[str]) -> str:
     `visual.transformer.resblocks.0.mlp.c_fc`; an expression must match whole.
     """
     return "|".join(re.escape(name) for name in names)
+
+
+def lora_config(settings: Settings, names: Sequence[str]) -> Any:
+    """The `peft.LoraConfig` that adapts exactly the modules `names` as `settings` say."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=settings.dropout,
+        use_rslora=settings.method == "rslora",
+        use_dora=settings.method == "dora",
+        target_modules=pattern(names),
+    )

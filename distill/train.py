@@ -23,8 +23,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from adapt.pairs import Order
-from adapt.trainer import AdapterTrainer, Budget, ProgressReport, arguments, last_checkpoint
+from adapt.job import Order
+from adapt.trainer import Budget, BudgetTrainer, ProgressReport, arguments, last_checkpoint
 from distill.augment import ImageCache
 from distill.prelabels import PREDICTIONS
 from distill.students import SAMPLES, DenseStudent, Student, identity, recipe, save_student, start
@@ -151,7 +151,7 @@ def train(
     watch = None
     if gold is not None and settings.evaluations:
         watch = GoldWatch(trainee.average, gold, settings.evaluations, settings.patience, budget, work, progress)
-    trainer = AdapterTrainer(
+    trainer = BudgetTrainer(
         lambda model, inputs: model(**inputs)["loss"],
         budget,
         settings.warmup,
@@ -173,7 +173,7 @@ def train(
     if watch is not None:
         trainer.add_callback(watch)
     if progress is not None:
-        trainer.add_callback(ProgressReport(progress, None if epochs == ENDLESS else budget.total_steps))
+        trainer.add_callback(ProgressReport(progress, None if epochs == ENDLESS else budget.total_steps, budget, batch))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if watch is not None:
         watch.finish()

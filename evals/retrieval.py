@@ -6,6 +6,7 @@ Shape letters: Q queries, G gallery items, D embedding dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -31,16 +32,20 @@ def recall_at_k(
         BadInput: lengths disagree, or a query has no positive.
     """
     _check(query, gallery, positives)
+    ranks = first_ranks(query, gallery, positives)
+    precisions = [p for block in _rows(query, gallery, positives) for p in _average_precision(*block)]
+    scores = {f"recall_at_{k}": float((ranks <= k).mean()) for k in ks}
+    return {**scores, "median_rank": float(np.median(ranks)), "map": float(np.mean(precisions))}
+
+
+def first_ranks(query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]) -> IntArray:
+    """The rank (Q,) of each query's first positive, 1 for best; ties count against it."""
     best: list[IntArray] = []
-    precisions: list[float] = []
     for similarity, relevant in _rows(query, gallery, positives):
         others = np.where(relevant, -np.inf, similarity)
         top = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
         best.append(1 + (others >= top).sum(axis=1))
-        precisions.extend(_average_precision(similarity, relevant))
-    ranks = np.concatenate(best)
-    scores = {f"recall_at_{k}": float((ranks <= k).mean()) for k in ks}
-    return {**scores, "median_rank": float(np.median(ranks)), "map": float(np.mean(precisions))}
+    return np.concatenate(best)
 
 
 def evaluate(
@@ -53,6 +58,13 @@ def evaluate(
     Raises:
         BadInput: no image has a caption.
     """
+    return evaluate_ranks(encoder, dataset, ks, progress)[0]
+
+
+def evaluate_ranks(
+    encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress: Progress | None = None
+) -> tuple[dict[str, float], list[tuple[Path, str, int]]]:
+    """`evaluate`, and for each caption its image, its text and the rank at which it finds a right image."""
     owners: list[int] = []
     texts: list[str] = []
     vectors: list[FloatArray] = []
@@ -75,11 +87,15 @@ def evaluate(
     places: dict[str, set[int]] = {}
     for i, text in enumerate(texts):
         places.setdefault(text, set()).add(i)
-    forward = recall_at_k(captions, images, [holders[text] for text in texts], ks)
+    right = [holders[text] for text in texts]
+    forward = recall_at_k(captions, images, right, ks)
     answers = [set[int]().union(*(places[text] for text in wordings[i])) for i in range(len(captioned))]
     backward = recall_at_k(images, captions, answers, ks)
     counts = {"images": float(len(captioned)), "captions": float(len(texts))}
-    return {**forward, **{f"image_to_text_{name}": value for name, value in backward.items()}, **counts}
+    figures = {**forward, **{f"image_to_text_{name}": value for name, value in backward.items()}, **counts}
+    ranks = first_ranks(captions, images, right)
+    paths = [captioned[owner].path for owner in owners]
+    return figures, [(path, text, int(rank)) for path, text, rank in zip(paths, texts, ranks, strict=True)]
 
 
 def _check(query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]) -> None:

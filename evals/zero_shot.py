@@ -50,11 +50,15 @@ def evaluate(
     """
     if not images or len(images) != len(labels):
         raise BadInput("one label per image is needed", expected=f"{len(images)} > 0", received=str(len(labels)))
+    return scores(encoder.encode_images(images) @ class_embeddings(encoder, classes, templates).T, labels)
+
+
+def scores(similarity: FloatArray, labels: Sequence[int]) -> dict[str, float]:
+    """`evaluate`'s figures from similarities (N, classes) and the right class of each row; ties count as wrong."""
     truth = np.asarray(labels)
-    similarity = encoder.encode_images(images) @ class_embeddings(encoder, classes, templates).T
     own = np.take_along_axis(similarity, truth[:, None], axis=1)
     rivals = similarity >= own
-    rivals[np.arange(len(truth)), truth] = False  # ties count against the answer
+    rivals[np.arange(len(truth)), truth] = False
     ranks = rivals.sum(axis=1)
     right = ranks == 0
     return {

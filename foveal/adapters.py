@@ -220,6 +220,13 @@ def wrap(model: nn.Module, config: Any, source: Path | str) -> Any:
     return peft_model
 
 
+def fresh(model: nn.Module, config: Any, seed: int, source: Path | str) -> Any:
+    """`wrap`, with the layers' random start drawn from `seed` and nothing else's disturbed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return wrap(model, config, source)
+
+
 def state(peft_model: Any) -> dict[str, Tensor]:
     """The adapter's own tensors under the names peft gives them in a file."""
     from peft import get_peft_model_state_dict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -12,23 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from foveal import __version__
+from foveal.adapt_cli import adapt_app
 from foveal.errors import BadInput, FovealError
+from foveal.options import Config, EncoderRef, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir, registry_app
 
 if TYPE_CHECKING:
     from foveal.detections import Detections
-    from foveal.progress import Progress
 
 DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
-]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
-EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
-OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
-
 app = typer.Typer(
     name="foveal",
     help="Adapt, distil, serve and search with vision foundation models.",
@@ -36,7 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 app.add_typer(adapt_app, name="adapt")
@@ -77,7 +70,9 @@ def quickstart(
     from foveal.config import load
     from serve.quickstart import QuickstartSettings, run
 
-    report = run(out, load(QuickstartSettings, config, overrides or ()), fresh=fresh, demo=demo, progress=_progress())
+    report = run(
+        out, load(QuickstartSettings, config, overrides or ()), fresh=fresh, demo=demo, progress=live_progress()
+    )
     if json_:
         emit(report, True)
     if not report["gate"]["passed"]:
@@ -101,42 +96,11 @@ def world(
     """
     from foveal.world import write
 
-    progress = _progress()
+    progress = live_progress()
     progress.start(f"render {domain}", count)
     write(out, domain, count, seed, size, labels, lambda _: progress.advance(), workers)
     progress.finish()
     emit({"out": str(out), "images": count}, json_)
-
-
-@adapt_app.command("clip")
-def adapt_clip(
-    base: Annotated[str, typer.Option("--base", metavar="REF", help="Encoder to adapt.")],
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
-    out: OutDir,
-    validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Pairs for recall before and after.")] = None,
-    config: Config = None,
-    overrides: Overrides = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
-    json_: Json = False,
-) -> None:
-    """Train a LoRA adapter for a CLIP-style encoder on image-caption pairs.
-
-    Example: foveal adapt clip --base bundled:clip --data runs/site --out runs/adapter --set max_seconds=60
-    """
-    from adapt.clip import ClipSettings, adapt
-    from foveal.config import load
-    from foveal.dataset import Dataset
-
-    report = adapt(
-        base,
-        Dataset.open(data),
-        out,
-        load(ClipSettings, config, overrides or ()),
-        _progress(),
-        validation=Dataset.open(validation) if validation else None,
-        fresh=fresh,
-    )
-    emit(report.model_dump(mode="json", exclude={"losses"}), json_)
 
 
 @archive_app.command("add")
@@ -162,7 +126,7 @@ def archive_add(
         reference = encoder or DEFAULT_ENCODER
         model = load_encoder(reference)
         opened = Archive.create(archive, model, reference=reference)
-    report = opened.add(sources, model, _progress())
+    report = opened.add(sources, model, live_progress())
     emit(
         {
             "archive": str(archive),
@@ -221,7 +185,7 @@ def archive_check(
     """
     from retrieval.archive import Archive
 
-    report = Archive.open(archive).check(_progress(), repair=repair)
+    report = Archive.open(archive).check(live_progress(), repair=repair)
     emit(asdict(report), json_)
     if not report.ok:
         raise typer.Exit(1)
@@ -253,7 +217,7 @@ def prelabel(
 
     settings = load(PrelabelSettings, config, overrides or ())
     classes, gold_set = Ontology.load(ontology), Dataset.open(gold)
-    found, model, progress = load_open_detector(teacher), load_encoder(encoder), _progress()
+    found, model, progress = load_open_detector(teacher), load_encoder(encoder), live_progress()
     memory = ExemplarMemory.build(model, gold_set, progress=progress)
     report = label(source, classes, found, gold_set, memory, out, settings, progress)
     emit(report.to_json(), json_)
@@ -285,7 +249,7 @@ def distill(
         student,
         out,
         load(TrainSettings, config, overrides or ()),
-        _progress(),
+        live_progress(),
         gold=Dataset.open(gold) if gold else None,
         fresh=fresh,
     )
@@ -308,7 +272,7 @@ def export(
     from foveal.dataset import Dataset
 
     out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
-    emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=_progress()), json_)
+    emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=live_progress()), json_)
 
 
 @eval_app.command("detection")
@@ -338,7 +302,7 @@ def _detected(truth: Path, detector: str, registry: Path) -> list[Detections]:
     from foveal.progress import track
 
     model = load_detector(detector, registry)
-    return [model.detect([s.image()], 0.001)[0] for s in track(_progress(), Dataset.open(truth), f"run {detector}")]
+    return [model.detect([s.image()], 0.001)[0] for s in track(live_progress(), Dataset.open(truth), f"run {detector}")]
 
 
 @eval_app.command("retrieval")
@@ -356,7 +320,7 @@ def eval_retrieval(
     from foveal.models import load_encoder
 
     dataset = Dataset.open(data)
-    emit(evaluate(load_encoder(encoder), dataset, progress=_progress()), json_)
+    emit(evaluate(load_encoder(encoder), dataset, progress=live_progress()), json_)
 
 
 @eval_app.command("zero-shot")
@@ -450,6 +414,8 @@ def main() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ):
         os.environ.setdefault(name, value)
+    # peft imports bitsandbytes, which then complains that it could not download faster code from a hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         from foveal.runtime import check_rooms
 
@@ -474,9 +440,3 @@ def _fail(line: str, debug: bool) -> None:
         raise
     print(f"error: {' '.join(line.split())}", file=sys.stderr)
     sys.exit(1)
-
-
-def _progress() -> Progress:
-    from foveal.progress import RichProgress
-
-    return RichProgress()

@@ -42,6 +42,7 @@ class TorchEncoder(ABC):
     base_fingerprint: str  # before any adapter: what an adapter trained here will ask for
     dimension: int
     logit_scale: float
+    logit_bias: float | None
     config: dict[str, Any]  # preprocessing and tokenisation, as far as they change an embedding
 
     def __init__(self, ref: ModelRef, model: nn.Module, config: dict[str, Any], device: str) -> None:
@@ -58,6 +59,8 @@ class TorchEncoder(ABC):
         self.model = model.to(device).requires_grad_(False)
         scale: Any = getattr(model, "logit_scale", None)
         self.logit_scale = 1.0 if scale is None else float(scale.detach().exp())
+        bias: Any = getattr(model, "logit_bias", None)  # of models trained with the sigmoid loss
+        self.logit_bias = None if bias is None else float(bias.detach())
         self.dimension = self.encode_texts(["a photo"]).shape[1]
 
     @abstractmethod
@@ -67,6 +70,10 @@ class TorchEncoder(ABC):
     @abstractmethod
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Texts -> what `text_features` takes, on the CPU."""
+
+    @abstractmethod
+    def overlong(self, texts: Sequence[str]) -> int:
+        """How many of the texts are longer than the model's context and lose their end."""
 
     @property
     @abstractmethod
@@ -116,6 +123,14 @@ class OpenClipEncoder(TorchEncoder):
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {"text": self.tokenizer(list(texts))}
 
+    def overlong(self, texts: Sequence[str]) -> int:
+        inner = getattr(self.tokenizer, "tokenizer", None)  # open_clip wraps a transformers tokenizer, or has its own
+        if inner is not None:
+            lengths = [len(ids) for ids in inner(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+        else:
+            lengths = [len(self.tokenizer.encode(text)) + 2 for text in texts]  # begin and end token
+        return sum(length > self.tokenizer.context_length for length in lengths)
+
     @property
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:
         return torch.tensor(self.config["images"]["mean"]), torch.tensor(self.config["images"]["std"])
@@ -136,9 +151,10 @@ class TransformersEncoder(TorchEncoder):
         longest = getattr(model.config.text_config, "max_position_embeddings", 77)
         # SigLIP reads the last position and was trained on padded text; the others pool at the end token.
         fixed = model.config.model_type.startswith("siglip")
+        self._context = min(int(longest), int(tokenizer.model_max_length))
         self._text_options = {
             "padding": "max_length" if fixed else True,
-            "max_length": min(longest, tokenizer.model_max_length),
+            "max_length": self._context,
             "truncation": True,
             "return_tensors": "pt",
         }
@@ -151,6 +167,12 @@ class TransformersEncoder(TorchEncoder):
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return dict(self.processor.tokenizer(list(texts), **self._text_options))
+
+    def overlong(self, texts: Sequence[str]) -> int:
+        if not texts:
+            return 0
+        ids = self.processor.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return sum(len(row) > self._context for row in ids)
 
     @property
     def pixel_statistics(self) -> tuple[Tensor, Tensor]:

@@ -178,3 +178,27 @@ def load_detector(ref: str, registry: Path | None = None, threads: int | None = 
         folder = Registry(registry).resolve(parsed.target)
         parsed = ModelRef("openvino" if (folder / "model.xml").exists() else "onnx", str(folder))
     return _load("detector", DETECTORS, parsed, threads=threads)
+
+
+def licence_of(ref: str) -> str:
+    """The licence that a model's folder or hub page states: its manifest's, else its card's; `unknown` without one."""
+    import yaml
+    from pydantic import ValidationError
+
+    parsed = parse_ref(ref)
+    folder = parsed.folder
+    if folder is not None and (folder / "manifest.json").is_file():
+        from foveal import artifacts
+
+        return artifacts.read(folder, verify=False).licence
+    try:
+        if folder is None:
+            from huggingface_hub import hf_hub_download
+
+            card = Path(hf_hub_download(parsed.target.split("@")[0], "README.md", local_files_only=True))
+        else:
+            card = folder / "README.md"
+        head = card.read_text(encoding="utf-8").split("---")[1]
+        return str(yaml.safe_load(head)["license"])
+    except (OSError, IndexError, KeyError, TypeError, ValueError, ValidationError, yaml.YAMLError):
+        return "unknown"

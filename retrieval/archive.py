@@ -286,6 +286,15 @@ class Archive:
             self._snapshot = Snapshot.take(self._table(), segments, signature, damage)
             return self._snapshot
 
+    def vectors_by_content(self, hashes: Sequence[str]) -> list[FloatArray | None]:
+        """The vector (D,) of each image by its `foveal.images.content_hash`, None where it is not here."""
+        wanted, found = set(hashes), dict[str, FloatArray]()
+        for batch in self._table().scan(["content_hash", "vector"]):
+            for i, content in enumerate(batch["content_hash"].to_pylist()):
+                if content in wanted:
+                    found[content] = np.asarray(batch["vector"][i].as_py(), dtype=np.float32)
+        return [found.get(content) for content in hashes]
+
     def recall_at_k(self, k: int = 10, sample: int = 200, queries: FloatArray | None = None) -> RecallReport:
         """Measures recall@k against exact search, and latency, on `queries` (Q, D) or on a sample of stored vectors.
 

@@ -195,7 +195,7 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
                 placeholder="a red crate, a drone", info="classes, with commas between them", max_lines=2,
                 visible=open_, elem_id="fv-prompts", elem_classes="fv-field",
             )  # fmt: skip
-            threshold = gr.Slider(FLOOR, 0.95, 0.3, step=0.01, label="Threshold", elem_id="fv-threshold")
+            threshold = gr.Slider(FLOOR, 0.95, 0.45, step=0.01, label="Threshold", elem_id="fv-threshold")
             strip = _html(pick=True, elem_id="fv-strip")
         with gr.Column(scale=7, min_width=300):
             said = _html()

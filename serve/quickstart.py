@@ -195,7 +195,7 @@ def adaptation(run: Run) -> dict[str, Any]:
         encoder = load_encoder(reference)
         result[f"recall_at_1_{moment}"] = retrieval.evaluate(encoder, described)["recall_at_1"]
         result[f"zero_shot_{moment}"] = zero_shot.evaluate_dataset(encoder, test)["top1"]
-    return {**result, "steps": report.steps, "images": report.images, "losses": report.losses}
+    return {**result, "steps": report.steps, "images": report.data["images"], "losses": report.losses}
 
 
 def _with_first_caption(sample: Any) -> Any:

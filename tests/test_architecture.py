@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["foveal", "evals", "retrieval", "adapt", "distill", "serve"]
+COMMAND_LINE = [Path("foveal/cli.py"), Path("foveal/adapt_cli.py")]
 MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
 
@@ -27,14 +28,15 @@ def _rooms_imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_room_imports_only_rooms_to_its_left(path: Path) -> None:
     relative = path.relative_to(ROOT)
-    if relative == Path("foveal/cli.py"):
+    if relative in COMMAND_LINE:
         return
     allowed = set(ROOMS[: ROOMS.index(relative.parts[0]) + 1])
     assert _rooms_imported(path) <= allowed
 
 
-def test_only_the_command_line_knows_every_room_and_imports_them_inside_commands() -> None:
-    tree = ast.parse((ROOT / "foveal/cli.py").read_text())
+@pytest.mark.parametrize("path", COMMAND_LINE, ids=str)
+def test_only_the_command_line_knows_every_room_and_imports_them_inside_commands(path: Path) -> None:
+    tree = ast.parse((ROOT / path).read_text())
     top = {(node.module or "").split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
     assert not top & set(ROOMS[1:])
 

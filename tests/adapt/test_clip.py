@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from adapt import targets
-from adapt.clip import AdaptReport, ClipSettings, adapt
+from adapt.clip import ClipSettings, adapt
+from adapt.run import AdaptReport
 from foveal import artifacts
 from foveal.adapters import split_attention
 from foveal.dataset import Dataset, Sample
@@ -21,7 +22,7 @@ from tests.tiny import tiny_clip, tiny_hf
 
 COLOURS = ("red", "green", "blue", "yellow")
 PLACES = {"left": (2, 10), "right": (20, 10), "top": (11, 1), "bottom": (11, 21)}
-FAST = ClipSettings(rank=8, alpha=16, learning_rate=1e-2, batch=16, epochs=60, augment=False)
+FAST = ClipSettings(rank=8, alpha=16, learning_rate=1e-2, batch=16, epochs=80, augment=False)
 
 
 @pytest.fixture(autouse=True)
@@ -52,20 +53,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_sixteen_pairs_are_learnt_by_heart(base: str, data: Dataset, tmp_path: Path) -> None:
     report = adapt(base, data, tmp_path / "adapter", FAST, validation=data)
-    assert report.recall_at_1_before is not None
-    assert report.recall_at_1_before < 0.5
-    assert report.recall_at_1_after == 1.0
+    assert report.before is not None
+    assert report.after is not None
+    assert report.before["recall_at_1"] < 0.5
+    assert report.after["recall_at_1"] == 1.0
     assert report.losses[-1] < report.losses[0] / 4
     assert report.merge_difference <= 1e-4
     assert 0 < report.trainable_params < report.total_params
-    assert (report.images, report.captions, report.steps) == (16, 32, 60)
+    assert (report.data, report.steps) == ({"images": 16, "captions": 32}, 80)
 
     adapted = load_encoder(f"{base}+{tmp_path / 'adapter'}")
     assert adapted.fingerprint == report.fingerprint != load_encoder(base).fingerprint
     manifest = artifacts.read(tmp_path / "adapter")
     assert manifest.kind == "adapter"
     assert manifest.config["base_fingerprint"] == report.base_fingerprint
-    assert {"adapter_config.json", "adapter_model.safetensors", "report.json"} <= set(manifest.files)
+    assert {"adapter_config.json", "adapter_model.safetensors", "report.json", "report.html"} <= set(manifest.files)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]  # no checkpoint is left behind
 
     again = adapt(base, data, tmp_path / "adapter", FAST, validation=data)
