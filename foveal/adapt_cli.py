@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
+
+if TYPE_CHECKING:
+    from adapt.run import AdaptReport
 
 adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
 
@@ -40,4 +43,11 @@ def adapt_clip(
         validation=Dataset.open(validation) if validation else None,
         fresh=fresh,
     )
-    emit(report.model_dump(mode="json", exclude={"losses"}), json_)
+    _show(report, json_)
+
+
+def _show(report: AdaptReport, json_: bool) -> None:
+    from adapt.run import is_main
+
+    if is_main():
+        emit(report.model_dump(mode="json", exclude={"losses"}), json_)

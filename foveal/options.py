@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from foveal.progress import RichProgress
+    from foveal.progress import Progress
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
@@ -18,8 +19,8 @@ EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 
 
-def live_progress() -> RichProgress:
-    """Progress on standard error."""
-    from foveal.progress import RichProgress
+def live_progress() -> Progress:
+    """Progress on standard error; of several processes that train together only the first one shows it."""
+    from foveal.progress import RichProgress, SilentProgress
 
-    return RichProgress()
+    return RichProgress() if os.environ.get("RANK", "0") == "0" else SilentProgress()
