@@ -5,7 +5,8 @@ Shape letters: N images, M captions, B pairs in a batch, D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,9 @@ from adapt.pairs import BATCH, FEATURES, Collator, Pairs, load_pairs, look_alike
 from adapt.run import AdaptReport
 from adapt.settings import Settings
 from adapt.targets import Tower
-from evals import retrieval, zero_shot
+from evals import few_shot, retrieval, zero_shot
 from foveal import adapters
-from foveal.dataset import Dataset
+from foveal.dataset import Dataset, Sample
 from foveal.detections import FloatArray
 from foveal.encoders import TorchEncoder, adapted_fingerprint
 from foveal.errors import BadInput, FovealError
@@ -133,6 +134,7 @@ def make_job(
         notes=notes,
         arrange=arrange,
         validate=(lambda: _validate(encoder, model, validation)) if validation is not None else None,
+        baselines=_baselines(encoder, model, dataset, pairs, validation),
         metric="recall_at_1" if validation is not None and any(s.captions for s in validation) else "top1",
         accumulates=False,
         prepare=_checkpoint_activations,
@@ -185,18 +187,24 @@ def _frozen(
     """Unit-length features of what passes a tower that does not learn: computed once, and not augmented."""
     frozen: dict[Tower, Tensor] = {}
 
-    def pixels(i: int) -> dict[str, Tensor]:
-        return {pairs.image_key: (pairs.pixels[i : i + BATCH].float() / 255 - pairs.mean) / pairs.deviation}
-
     def tokens(i: int) -> dict[str, Tensor]:
         return {name: ids[i : i + BATCH] for name, ids in pairs.tokens.items()}
 
     if "image" not in towers:
-        frozen["image"] = _features(encoder, encoder.image_features, pixels, len(pairs), "embed images", progress)
+        frozen["image"] = _image_features(encoder, pairs, progress)
     if "text" not in towers:
         count = len(pairs.meaning)
         frozen["text"] = _features(encoder, encoder.text_features, tokens, count, "embed captions", progress)
     return frozen
+
+
+def _image_features(encoder: TorchEncoder, pairs: Pairs, progress: Progress | None = None) -> Tensor:
+    """Unit-length features (N, D) of the images as they are."""
+
+    def pixels(i: int) -> dict[str, Tensor]:
+        return {pairs.image_key: (pairs.pixels[i : i + BATCH].float() / 255 - pairs.mean) / pairs.deviation}
+
+    return _features(encoder, encoder.image_features, pixels, len(pairs), "embed images", progress)
 
 
 def _features(
@@ -256,14 +264,26 @@ def _checkpoint_activations(model: nn.Module) -> None:
 @torch.no_grad()
 def _validate(encoder: TorchEncoder, model: Any, validation: Dataset) -> Validation:
     """Recall of captions, or accuracy of labels, with the adapter as it stands."""
-    model.eval()
-    kept, encoder.model = encoder.model, model
-    try:
+    with _speaking_for(encoder, model):
         if any(sample.captions for sample in validation):
             return _recall(encoder, validation)
         return _accuracy(encoder, validation)
+
+
+@contextmanager
+def _speaking_for(encoder: TorchEncoder, model: Any) -> Generator[None]:
+    """Let `encoder` embed with `model`, as it stands, for a while."""
+    model.eval()
+    kept, encoder.model = encoder.model, model
+    try:
+        yield
     finally:
         encoder.model = kept
+
+
+def _encoded(encoder: TorchEncoder, samples: Sequence[Sample]) -> FloatArray:
+    chunks = [samples[i : i + BATCH] for i in range(0, len(samples), BATCH)]
+    return np.concatenate([encoder.encode_images([s.image() for s in chunk]) for chunk in chunks])
 
 
 def _recall(encoder: TorchEncoder, validation: Dataset) -> Validation:
@@ -278,9 +298,7 @@ def _accuracy(encoder: TorchEncoder, validation: Dataset) -> Validation:
         raise BadInput("the validation set has neither captions nor labels", expected="one of them")
     truth = [validation.classes.index(str(sample.label)) for sample in labelled]
     names = zero_shot.class_embeddings(encoder, validation.classes)
-    chunks = [labelled[i : i + BATCH] for i in range(0, len(labelled), BATCH)]
-    images = np.concatenate([encoder.encode_images([s.image() for s in chunk]) for chunk in chunks])
-    cosine = images @ names.T
+    cosine = _encoded(encoder, labelled) @ names.T
     said = cosine.argmax(axis=1)
     rows = np.arange(len(truth))
     rivals = cosine.copy()
@@ -292,6 +310,31 @@ def _accuracy(encoder: TorchEncoder, validation: Dataset) -> Validation:
         for s, a, m in zip(labelled, said, margin, strict=True)
     ]
     return Validation(figures, examples)
+
+
+def _baselines(
+    encoder: TorchEncoder, model: Any, dataset: Dataset, pairs: Pairs, validation: Dataset | None
+) -> Callable[[], dict[str, dict[str, float]]] | None:
+    """What the base reaches without training, where both datasets label images with two or more common classes."""
+    if validation is None or any(sample.captions for sample in validation):
+        return None
+    classes = {name: i for i, name in enumerate(validation.classes)}
+    said = {sample.path: sample.label for sample in dataset}
+    labels = [classes.get(said[path] or "", -1) for path in pairs.paths]
+    known = [i for i, label in enumerate(labels) if label >= 0]
+    test = [sample for sample in validation if sample.label in classes]
+    if len({labels[i] for i in known}) < 2 or not test:
+        return None
+
+    def compare() -> dict[str, dict[str, float]]:
+        with _speaking_for(encoder, model), model.disable_adapter():
+            names = zero_shot.class_embeddings(encoder, validation.classes)
+            shots = _image_features(encoder, pairs).numpy()[known]
+            images = _encoded(encoder, test)
+        truth = [classes[str(sample.label)] for sample in test]
+        return few_shot.compare(names, encoder.logit_scale, (shots, [labels[i] for i in known]), (images, truth))
+
+    return compare
 
 
 def _check_merge(model: Any, encoder: TorchEncoder, base_ref: str, folder: Path, pairs: Pairs) -> tuple[float, str]:

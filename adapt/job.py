@@ -96,6 +96,8 @@ class Job:
     notes: list[str] = field(default_factory=list[str])  # what a reader of the report should know, e.g. truncation
     arrange: Callable[[list[int]], list[int]] | None = None  # see `Order`
     validate: Callable[[], Validation] | None = None  # of `model` as it stands
+    baselines: Callable[[], dict[str, dict[str, float]]] | None = None
+    """What the untrained base reaches on the same held-out data without any training: name -> figures."""
     metric: str = ""  # the figure of `validate` that early stopping watches, higher is better
     rate_of: Callable[[str], float] | None = None  # parameter name -> multiple of the learning rate
     accumulates: bool = True  # False: `loss` itself works through `micro_batch` pieces (gradient caching)

@@ -43,6 +43,8 @@ def write_page(path: Path, report: AdaptReport, before: Validation | None, after
         page.table(("left out", "reason"), report.skipped[:20], f"{len(report.skipped)} files left out", stack=True)
     if before is not None and after is not None:
         _comparison(page, report, before, after)
+    if report.baselines and report.after is not None:
+        _worth(page, report.baselines, report.after)
     page.write(path)
 
 
@@ -63,6 +65,14 @@ def _comparison(page: Report, report: AdaptReport, before: Validation, after: Va
         if chosen:
             page.section(title, "Asked, answered before, answered now.")
             page.gallery([(_picture(pairs[i][0]), _words(*pairs[i])) for i in chosen])
+
+
+def _worth(page: Report, baselines: dict[str, dict[str, float]], after: dict[str, float]) -> None:
+    """Training against what costs none."""
+    rows = {**baselines, "this adapter": after}
+    names = [name for name in next(iter(baselines.values())) if name in after and name != "count"]
+    page.section("Was training worth it", "The base without training, by the same labels, on the same held-out images.")
+    page.table(("method", *names), [(method, *(figures[name] for name in names)) for method, figures in rows.items()])
 
 
 def _picture(example: Example) -> Image:

@@ -46,6 +46,7 @@ class AdaptReport(BaseModel):
     metric: str  # the validation figure that counts
     before: dict[str, float] | None = None  # validation figures of the base
     after: dict[str, float] | None = None
+    baselines: dict[str, dict[str, float]] | None = None  # what the base reaches without training, by method
     merge_difference: float  # largest, between base + adapter and merged
     already_done: bool = False  # the folder held this very run, and nothing was trained
 
@@ -126,6 +127,7 @@ def execute(job: Job, out: Path, run: dict[str, Any], settings: Settings, progre
             metric=job.metric,
             before=before.figures if before else None,
             after=after.figures if after else None,
+            baselines=job.baselines() if job.baselines else None,
             merge_difference=difference,
         )
         (folder / REPORT).write_text(report.model_dump_json(indent=2) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,25 @@ def test_sixteen_pairs_are_learnt_by_heart(base: str, data: Dataset, tmp_path: P
     assert again == report.model_copy(update={"already_done": True})
     with pytest.raises(BadInput, match="differs in settings"):
         adapt(base, data, tmp_path / "adapter", FAST.model_copy(update={"rank": 2}))
+
+
+@pytest.fixture(scope="module")
+def labelled(data: Dataset) -> Dataset:
+    """The same pictures with their colours as labels."""
+    samples = (replace(sample, captions=(), label=sample.id.split("-")[0]) for sample in data)
+    return Dataset.build(samples, COLOURS)
+
+
+def test_labelled_data_says_whether_training_was_worth_it(base: str, labelled: Dataset, tmp_path: Path) -> None:
+    report = adapt(base, labelled, tmp_path / "a", FAST.model_copy(update={"epochs": 30}), validation=labelled)
+    assert report.baselines is not None
+    assert list(report.baselines) == ["zero-shot", "Tip-Adapter", "linear probe"]
+    assert report.before is not None
+    assert report.baselines["zero-shot"] == report.before  # the base's own figures, after training too
+    assert report.baselines["linear probe"]["top1"] == 1.0
+    assert report.after is not None
+    assert report.after["top1"] > report.before["top1"]
+    assert "Was training worth it" in (tmp_path / "a" / "report.html").read_text()
 
 
 class _Interrupted(BaseException):
