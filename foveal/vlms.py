@@ -78,7 +78,6 @@ FAMILIES: dict[str, Family] = {
     "llava": Family(),
     "paligemma": Family(PaliGemmaPrompts),
     "qwen2_5_vl": Family(resize=_area),
-    "qwen2_vl": Family(resize=_area),
     "qwen3_vl": Family(resize=_area),
     "smolvlm": Family(resize=_longest_edge),
 }
