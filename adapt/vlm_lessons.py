@@ -87,24 +87,20 @@ class LessonCollator:
         """
         chosen = [self.taught[i] for i in indices]
         inputs, targets = self.vlm.prompts.lesson([decode(c.image) for c in chosen], [c.turns for c in chosen])
-        limit, length = self.max_length, targets.shape[1]
-        if limit is None or length <= limit:
+        limit = self.max_length
+        if limit is None or targets.shape[1] <= limit:
             return inputs, targets
-        if self.vlm.prompts.conversational:
-            lengths = inputs["attention_mask"].sum(dim=1)
-            lost = inputs["input_ids"][:, limit:] == self.vlm.image_token
-            if bool(lost.any()):
-                raise BadInput(
-                    f"an image with its question takes more than {limit} tokens",
-                    expected=f"at least {int(lengths.max())} for {chosen[int(lengths.argmax())].image}",
-                    remedy="Raise max_length, or lower image_side.",
-                )
-            inputs = {k: v[:, :limit] if v.shape[:2] == targets.shape else v for k, v in inputs.items()}
-        elif "decoder_input_ids" in inputs:
+        if "decoder_input_ids" in inputs:
             lengths = (targets != IGNORED).sum(dim=1)
             inputs = {**inputs, "decoder_input_ids": inputs["decoder_input_ids"][:, :limit]}
         else:
             lengths = inputs["attention_mask"].sum(dim=1)
+            if bool((inputs["input_ids"][:, limit:] == self.vlm.image_token).any()):
+                raise BadInput(
+                    f"{chosen[int(lengths.argmax())].image} with its question takes more than {limit} tokens",
+                    expected=f"max_length of {int(lengths.max())} for it",
+                    remedy="Raise max_length, or lower image_side.",
+                )
             inputs = {k: v[:, :limit] if v.shape[:2] == targets.shape else v for k, v in inputs.items()}
         self.cut |= {index for index, count in zip(indices, lengths.tolist(), strict=True) if count > limit}
         return inputs, targets[:, :limit]

@@ -13,20 +13,23 @@ import torch
 from torch import nn
 
 
-def to_nf4(model: nn.Module, names: Sequence[str], device: str, compute: torch.dtype = torch.float32) -> None:
+def to_nf4(model: nn.Module, names: Sequence[str], device: str) -> None:
     """Replace the linear layers `names` of `model` by bitsandbytes' 4-bit ones on `device`, in place.
 
-    Args:
-        compute: the type that weights are unpacked to for each product.
+    Weights are unpacked for each product to the type of what they multiply: float32, or bfloat16 under autocast.
     """
     import bitsandbytes as bnb
 
     for name in names:
         full: Any = model.get_submodule(name)
         layer: Any = bnb.nn.Linear4bit(
-            full.in_features, full.out_features, bias=full.bias is not None, compute_dtype=compute, quant_type="nf4"
+            full.in_features,
+            full.out_features,
+            bias=full.bias is not None,
+            compute_dtype=torch.float32,
+            quant_type="nf4",
         )
-        weight = full.weight.detach().contiguous()
+        weight = full.weight.detach().float().contiguous()
         layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
         if full.bias is not None:
             layer.bias = nn.Parameter(full.bias.detach(), requires_grad=False)

@@ -68,6 +68,10 @@ class Prompts(ABC):
             BadInput: the chat template does not let an answer be told from its prompt.
         """
 
+    @abstractmethod
+    def answer_tokens(self, turns: Turns) -> int:
+        """How many tokens of a dialogue `lesson` asks to be predicted."""
+
     def spoken(self, ids: Sequence[int]) -> str:
         """Generated ids up to the first stop, as text; tokens that write places stay in it."""
         kept: list[int] = []
@@ -107,6 +111,9 @@ class ChatPrompts(Prompts):
             span = slice(end - len(tail), end)
             targets[row, span] = torch.where(tail, ids[row, span], IGNORED)
         return inputs, torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], dim=1)
+
+    def answer_tokens(self, turns: Turns) -> int:
+        return sum(self.marked(turns)[1])
 
     def marked(self, turns: Turns) -> tuple[str, list[bool]]:
         """The whole text, and for each of its tokens (the image being one) whether the model is to say it.
@@ -159,9 +166,7 @@ class ChatPrompts(Prompts):
             messages.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        return self.processor.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=turns[-1][1] is None
-        )
+        return self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=turns[-1][1] is None)
 
 
 class PaliGemmaPrompts(Prompts):
@@ -179,6 +184,9 @@ class PaliGemmaPrompts(Prompts):
         said = (inputs["token_type_ids"] == 1) & inputs["attention_mask"].bool()
         targets = torch.where(said, inputs["input_ids"], IGNORED)
         return inputs, torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], dim=1)
+
+    def answer_tokens(self, turns: Turns) -> int:
+        return len(self.tokenizer(turns[-1][1], add_special_tokens=False)["input_ids"]) + 1  # and the end
 
 
 class Florence2Prompts(Prompts):
@@ -201,6 +209,9 @@ class Florence2Prompts(Prompts):
         fed = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
         fed = fed.masked_fill(fed == IGNORED, self.tokenizer.pad_token_id)
         return {**inputs, "decoder_input_ids": fed}, targets
+
+    def answer_tokens(self, turns: Turns) -> int:
+        return len(self.tokenizer(turns[-1][1], add_special_tokens=False)["input_ids"]) + 2  # begin and end
 
 
 def _refuse_history(history: Turns) -> None:

@@ -97,29 +97,36 @@ class TransformersVLM:
         model = model.eval()
         self.base_fingerprint = fingerprint(model.state_dict(), _config(processor))
         self.fingerprint = self.base_fingerprint
+        self.model: Any = model
+        image_token: Any = getattr(model.config, "image_token_id", None)
+        self.image_token = int(model.config.image_token_index if image_token is None else image_token)
         if ref.adapter is not None:
-            model = self._apply(model.float(), ref.adapter)
-        self.model: Any = model.to(device=device, dtype=stored).requires_grad_(False)
-        self.prompts = FAMILIES[self.family].prompts(processor, model)
+            self.merge(ref.adapter, **conditions(ref.adapter))
+        self.model = self.model.to(device=device, dtype=stored).requires_grad_(False)
+        self.prompts = FAMILIES[self.family].prompts(processor, self.model)
 
-    def _apply(self, model: nn.Module, folder: Path) -> nn.Module:
-        """The model with the adapter merged, under the conditions that it was trained in."""
+    def merge(self, folder: Path, *, nf4: bool = False, image_side: int | None = None) -> None:
+        """Merge the adapter in `folder` into the model, under the conditions that it was trained in.
+
+        Args:
+            nf4: it learnt on 4-bit weights of the language model: it is merged into what those stand for.
+            image_side: it learnt from images of this size, see `see`.
+
+        Raises:
+            AdapterMismatch: it does not fit whole.
+        """
         from foveal import adapters
         from foveal.quantised import through_nf4
 
-        told: dict[str, Any] = {}
-        if (folder / artifacts.MANIFEST).is_file():
-            told = artifacts.read(folder).config.get("conditions") or {}
-        base = self.base_fingerprint
-        if told.get("nf4"):
+        base, model = self.base_fingerprint, self.model.float()
+        if nf4:
             through_nf4(model, linear_layers(model, "language"))
             base += "+nf4"
-        if told.get("image_side"):
-            self.see(int(told["image_side"]))
-            base += f"+{told['image_side']}px"
-        model = adapters.apply(model, folder, self.base_fingerprint)
+        if image_side is not None:
+            self.see(image_side)
+            base += f"+{image_side}px"
+        self.model = adapters.apply(model, folder, self.base_fingerprint)
         self.fingerprint = adapted_fingerprint(base, folder)
-        return model
 
     def see(self, side: int) -> None:
         """Show the model about `side` x `side` pixels of each image from now on.
@@ -146,7 +153,13 @@ class TransformersVLM:
         inputs = self.placed(self.prompts.inputs([image], [self.prompts.ask(history, question)]))
         with torch.inference_mode():
             ids = self.model.generate(
-                **inputs, max_new_tokens=max_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None
+                **inputs,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                num_beams=1,
+                temperature=None,
+                top_p=None,
+                top_k=None,
             )
         given = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         return self.prompts.spoken(ids[0, given:].tolist())
@@ -155,6 +168,14 @@ class TransformersVLM:
         """Inputs on the model's device, pixels in its type."""
         kind = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         return {k: v.to(self.device, kind if v.is_floating_point() else None) for k, v in inputs.items()}
+
+
+def conditions(folder: Path) -> dict[str, Any]:
+    """What an adapter's manifest says about how it was trained, as `TransformersVLM.merge` takes it."""
+    if not (folder / artifacts.MANIFEST).is_file():  # a plain peft folder
+        return {}
+    told: dict[str, Any] = artifacts.read(folder).config.get("conditions") or {}
+    return {name: told[name] for name in ("nf4", "image_side") if name in told}
 
 
 def part_of(name: str) -> Part | None:

@@ -31,9 +31,7 @@ WRITTEN = {
     corners=arrays(np.float32, st.tuples(st.integers(0, 4), st.just(4)), elements=st.floats(0, 1, width=32)),
     seen=st.tuples(st.integers(28, 2000), st.integers(28, 2000)),
 )
-def test_boxes_come_back_within_the_stated_error(
-    family: str, corners: np.ndarray, seen: tuple[int, int]
-) -> None:
+def test_boxes_come_back_within_the_stated_error(family: str, corners: np.ndarray, seen: tuple[int, int]) -> None:
     form = box_format(family)
     boxes = np.sort(corners.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
     again = form.read(form.write("red crate", boxes, seen), seen)
