@@ -92,9 +92,9 @@ def _read(source: Path) -> list[Dialogue]:
 
 
 def read_lines(source: Path) -> list[Dialogue]:
-    """JSON lines: OpenAI's `{"messages": [...]}`, LLaVA's `{"conversations": [...]}`, or `{"image", "question", "answer"}`.
+    """JSON lines in one of `FORMS`: OpenAI's messages, LLaVA's conversations, or questions with answers.
 
-    The last is also how `foveal world` writes its questions. Lines of different forms may stand in one file.
+    `{"image", "question", "answer"}` is also how `foveal world` writes its questions. Forms may be mixed.
 
     Raises:
         BadInput: a line is none of them; names it.

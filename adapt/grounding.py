@@ -9,10 +9,12 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from foveal.detections import FloatArray
+from foveal.detections import FloatArray, IntArray
 from foveal.errors import UnknownName
 
 Size = tuple[int, int]  # width, height of the image as the model sees it
@@ -161,7 +163,7 @@ def box_format(family: str) -> BoxFormat:
 
 
 def seen_size(processor: object, size: Size) -> Size:
-    """Width and height of an image of `size` once the processor resized it; `size` itself where that does not matter."""
+    """Width and height of an image of `size` once the processor resized it; `size` itself where that is no matter."""
     images = getattr(processor, "image_processor", None)
     merge, patch = getattr(images, "merge_size", None), getattr(images, "patch_size", None)
     if images is None or merge is None or patch is None:
@@ -175,16 +177,16 @@ def seen_size(processor: object, size: Size) -> Size:
     return width, height
 
 
-def _sorted(boxes: FloatArray) -> FloatArray:
+def _sorted(boxes: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Boxes within the image, larger corner last."""
     rows = np.clip(np.asarray(boxes, dtype=np.float64).reshape(-1, 2, 2), 0, 1)
     return np.sort(rows, axis=1).reshape(-1, 4)
 
 
-def _cells(boxes: FloatArray, grid: Grid) -> np.ndarray:
-    return np.rint(_sorted(boxes) * np.array([*grid, *grid])).astype(int)
+def _cells(boxes: FloatArray, grid: Grid) -> IntArray:
+    return np.rint(_sorted(boxes) * np.array([*grid, *grid])).astype(np.int64)
 
 
 def _shares(found: Sequence[Sequence[str]], grid: Grid, middle: float = 0.0) -> FloatArray:
     rows = np.array([[float(value) for value in row] for row in found], dtype=np.float64).reshape(-1, 4)
-    return _sorted(((rows + middle) / np.array([*grid, *grid]))).astype(np.float32)
+    return _sorted((rows + middle) / np.array([*grid, *grid])).astype(np.float32)

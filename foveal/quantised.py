@@ -1,7 +1,7 @@
 """4-bit weights (nf4, arXiv 2305.14314): a language model's layers kept in them, or taken through them and back.
 
-An adapter that learnt on 4-bit weights has learnt to mend their rounding too: merged into the original weights it answers
-differently. What it belongs to are the weights that the 4 bits stand for, `through_nf4`.
+An adapter that learnt on 4-bit weights has learnt to mend their rounding too: merged into the original weights it
+answers differently. What it belongs to are the weights that the 4 bits stand for, `through_nf4`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ def to_nf4(model: nn.Module, names: Sequence[str], device: str) -> None:
 
     Weights are unpacked for each product to the type of what they multiply: float32, or bfloat16 under autocast.
     """
-    import bitsandbytes as bnb
+    import bitsandbytes
 
+    layers: Any = bitsandbytes.nn
     for name in names:
         full: Any = model.get_submodule(name)
-        layer: Any = bnb.nn.Linear4bit(
+        layer: Any = layers.Linear4bit(
             full.in_features,
             full.out_features,
             bias=full.bias is not None,
@@ -30,13 +31,14 @@ def to_nf4(model: nn.Module, names: Sequence[str], device: str) -> None:
             quant_type="nf4",
         )
         weight = full.weight.detach().float().contiguous()
-        layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
+        layer.weight = layers.Params4bit(weight, requires_grad=False, quant_type="nf4", module=layer)
         if full.bias is not None:
             layer.bias = nn.Parameter(full.bias.detach(), requires_grad=False)
         layer.support_avx512bf16_for_cpu = False  # it would repack its weights at the first answer, in bfloat16
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer.to(device))
-    model.is_loaded_in_4bit = True  # pyright: ignore[reportAttributeAccessIssue] # peft looks here
+    whole: Any = model
+    whole.is_loaded_in_4bit = True  # peft looks here
 
 
 @torch.no_grad()

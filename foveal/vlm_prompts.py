@@ -35,9 +35,6 @@ class Prompts(ABC):
         stops: Any = model.generation_config.eos_token_id
         listed: list[int] = [stops] if isinstance(stops, int) else list(stops or ())
         self.stops = {*listed, self.tokenizer.eos_token_id}
-        self._start = model.config.to_dict().get("decoder_start_token_id") or getattr(
-            model.config.get_text_config(), "decoder_start_token_id", None
-        )
 
     @abstractmethod
     def ask(self, history: Turns, question: str) -> str:
@@ -194,19 +191,23 @@ class Florence2Prompts(Prompts):
 
     conversational = False
 
+    def __init__(self, processor: Any, model: Any) -> None:
+        super().__init__(processor, model)
+        self._start = int(model.config.get_text_config().decoder_start_token_id)
+
     def ask(self, history: Turns, question: str) -> str:
         _refuse_history(history)
         return question
 
     def lesson(self, images: Sequence[Image], dialogues: Sequence[Turns]) -> tuple[dict[str, Tensor], Tensor]:
         inputs = self.inputs(images, [self.ask(turns[:-1], turns[-1][0]) for turns in dialogues])
-        begin, end, start = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._start
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         rows: list[Tensor] = []
         for turns in dialogues:
             said = self.tokenizer(turns[-1][1], add_special_tokens=False)["input_ids"]
             rows.append(torch.tensor([begin, *said, end]))
         targets = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
-        fed = torch.cat([torch.full_like(targets[:, :1], start), targets[:, :-1]], dim=1)
+        fed = torch.cat([torch.full_like(targets[:, :1], self._start), targets[:, :-1]], dim=1)
         fed = fed.masked_fill(fed == IGNORED, self.tokenizer.pad_token_id)
         return {**inputs, "decoder_input_ids": fed}, targets
 

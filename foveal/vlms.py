@@ -84,7 +84,7 @@ FAMILIES: dict[str, Family] = {
 
 
 class TransformersVLM:
-    """A `VisionLanguageModel` over a transformers checkpoint; `adapt` trains it through the prompts it is asked with."""
+    """A `VisionLanguageModel` over a transformers checkpoint; `adapt` trains it through the prompts it answers."""
 
     name: str
     fingerprint: str

@@ -17,6 +17,7 @@ LLAMA = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 1024,
+    "initializer_range": 0.2,  # wide enough that a frozen output layer can tell its tokens apart
 }
 TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 # The shapes of the published templates, down to what decides where an answer begins and ends.
