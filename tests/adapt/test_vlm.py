@@ -20,6 +20,7 @@ from foveal import adapters, artifacts
 from foveal.errors import AdapterMismatch, BadInput, FovealError, UnknownName
 from foveal.models import load_vlm
 from foveal.vlms import linear_layers, part_of
+from tests.command import foveal
 from tests.tiny_vlm import FAMILIES, tiny_vlm
 
 EVERYTHING = ("vision", "projector", "language")
@@ -223,3 +224,66 @@ def test_bad_input(bases: dict[str, str], data: Path, tmp_path: Path) -> None:
         adapt(f"{bases['llava']}+{tmp_path / 'a'}", [data], tmp_path / "b", FAST)
     with pytest.raises(AdapterMismatch, match="belongs to another base"):
         load_vlm(f"{bases['qwen3_vl']}+{tmp_path / 'a'}", "cpu")
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+class _StopAfter:
+    """Progress that pulls the plug in the middle of the run."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.training = steps, False
+
+    def start(self, task: str, total: int | None) -> None:
+        self.training = task == "train"
+
+    def advance(self, n: int = 1) -> None:
+        self.steps -= n if self.training else 0
+        if self.steps < 0:
+            raise _Interrupted
+
+    def note(self, text: str) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("quantise", [False, True])
+def test_an_interrupted_run_goes_on_to_the_same_end(
+    bases: dict[str, str], data: Path, tmp_path: Path, quantise: bool
+) -> None:
+    settings = FAST.model_copy(
+        update={"quantise": quantise, "epochs": 3, "micro_batch": 2, "checkpoint_seconds": 1e-6, "dropout": 0.0}
+    )
+    whole = adapt(bases["llava"], [data], tmp_path / "whole", settings, device="cpu")
+    with pytest.raises(_Interrupted):
+        adapt(bases["llava"], [data], tmp_path / "cut", settings, _StopAfter(3), device="cpu")
+    assert not (tmp_path / "cut").exists()
+    cut = adapt(bases["llava"], [data], tmp_path / "cut", settings, device="cpu")
+    assert cut.losses == whole.losses
+    assert cut.fingerprint == whole.fingerprint
+
+
+def test_micro_batches_and_checkpointing_change_no_loss(bases: dict[str, str], data: Path, tmp_path: Path) -> None:
+    exact = FAST.model_copy(update={"precision": "float32", "epochs": 2})
+    whole = adapt(bases["llava"], [data], tmp_path / "whole", exact, device="cpu")
+    pieces = exact.model_copy(update={"micro_batch": 1, "checkpointing": True})
+    divided = adapt(bases["llava"], [data], tmp_path / "divided", pieces, device="cpu")
+    assert divided.losses == pytest.approx(whole.losses, rel=1e-5)
+
+
+def test_the_commands(bases: dict[str, str], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    words = ["--data", str(data), "--out", str(out), "--validation", str(data)]
+    settings = ["--set", "epochs=1", "--set", "batch=8", "--set", "max_new_tokens=4", "--json"]
+    done = foveal("adapt", "vlm", "--base", bases["llava"], *words, *settings)
+    assert done.code == 0, done.err
+    assert done.json["kind"] == "vlm"
+    figures = foveal(
+        "eval", "vqa", "--data", str(data), "--vlm", f"{bases['llava']}+{out}", "--max-tokens", "4", "--json"
+    )
+    assert figures.json == done.json["after"]
+    assert "image_side" in foveal("adapt", "vlm", "--base", bases["llava"], *words, "--set", "side=3").error

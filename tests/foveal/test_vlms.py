@@ -87,7 +87,8 @@ def test_a_batch_says_what_each_says_alone(models: dict[str, Any]) -> None:
 
 def test_a_template_that_hides_the_answers_start_is_refused(models: dict[str, Any], tmp_path: Path) -> None:
     folder = tiny_vlm(tmp_path, "llava")
-    broken = "{% for m in messages %}<image>{{ m['content'][-1]['text'] }}{% endfor %}{% if add_generation_prompt %}A{% endif %}"
+    said = "{% for m in messages %}<image>{{ m['content'][-1]['text'] }}{% endfor %}"
+    broken = said + "{% if add_generation_prompt %}A{% endif %}"
     (folder / "chat_template.jinja").write_text(broken)
     vlm: Any = load_vlm(f"hf:{folder}", "cpu")
     with pytest.raises(BadInput, match="does not let the answer 'red' be told"):
@@ -108,6 +109,17 @@ def test_places_stay_in_an_answer_and_stops_do_not(models: dict[str, Any]) -> No
     prompts = models["florence2"].prompts
     ids = prompts.tokenizer("</s><s>crate<loc_1><loc_2></s>junk", add_special_tokens=False)["input_ids"]
     assert prompts.spoken(ids) == "crate<loc_1><loc_2>"
+
+
+@pytest.mark.parametrize(("family", "sides"), [("idefics3", (32, 64)), ("internvl", (32, 46)), ("qwen3_vl", (32, 64))])
+def test_more_pixels_are_more_tokens(tmp_path: Path, family: str, sides: tuple[int, int]) -> None:
+    vlm: Any = load_vlm(f"hf:{tiny_vlm(tmp_path, family)}", "cpu")
+    large, lengths = Image.new("RGB", (200, 100), "red"), list[int]()
+    for side in sides:
+        vlm.see(side)
+        lengths.append(vlm.prompts.inputs([large], [vlm.prompts.ask([], "?")])["input_ids"].shape[1])
+        vlm.answer(large, "?", 1)
+    assert lengths[1] > lengths[0]
 
 
 def test_four_bits_and_back(tmp_path: Path) -> None:
