@@ -46,6 +46,33 @@ def adapt_clip(
     _show(report, json_)
 
 
+@adapt_app.command("vlm")
+def adapt_vlm(
+    base: Annotated[str, typer.Option("--base", metavar="REF", help="Vision-language model to adapt.")],
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="SOURCE", help="Dialogues, questions or boxes; repeatable.")
+    ],
+    out: OutDir,
+    validation: Annotated[
+        list[str] | None, typer.Option(metavar="SOURCE", help="What to ask before and after; repeatable.")
+    ] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a LoRA or QLoRA adapter for a vision-language model on questions and answers about images.
+
+    Example: foveal adapt vlm --base bundled:vlm --data runs/site --out runs/vlm-adapter --set max_seconds=60
+    """
+    from adapt.vlm import VlmSettings, adapt
+    from foveal.config import load
+
+    settings = load(VlmSettings, config, overrides or ())
+    report = adapt(base, data, out, settings, live_progress(), validation=validation, fresh=fresh)
+    _show(report, json_)
+
+
 def _show(report: AdaptReport, json_: bool) -> None:
     from adapt.run import is_main
 

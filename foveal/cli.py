@@ -341,6 +341,24 @@ def eval_zero_shot(
     emit(evaluate_dataset(load_encoder(encoder), dataset), json_)
 
 
+@eval_app.command("vqa")
+def eval_vqa(
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="SOURCE", help="Dialogues, questions or boxes; repeatable.")
+    ],
+    vlm: Annotated[str, typer.Option("--vlm", metavar="REF", help="Vision-language model, optionally +adapter.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 64,
+    json_: Json = False,
+) -> None:
+    """Exact match and ANLS of answers, and IoU of answered boxes.
+
+    Example: foveal eval vqa --data runs/site --vlm bundled:vlm
+    """
+    from adapt.vlm_score import evaluate
+
+    emit(evaluate(vlm, data, max_tokens, live_progress()).figures, json_)
+
+
 @app.command()
 def gate(
     gates: Annotated[Path, typer.Argument(metavar="FILE", help="YAML list of gates.")],

@@ -95,7 +95,7 @@ class ModelRef:
 SCHEMES: dict[str, str] = {
     "open_clip": "open_clip:MODEL/PRETRAINED or open_clip:./folder",
     "hf": "hf:org/model or hf:./folder",
-    "bundled": "bundled:clip or bundled:owl",
+    "bundled": "bundled:clip, bundled:owl or bundled:vlm",
     "onnx": "onnx:./exported-folder",
     "openvino": "openvino:./exported-folder",
     "artifact": "artifact:name@production",
@@ -104,12 +104,14 @@ BACKBONES = Path(__file__).parent / "backbones"
 BUNDLED: dict[str, ModelRef] = {
     "clip": ModelRef("open_clip", str(BACKBONES / "clip")),
     "owl": ModelRef("hf", str(BACKBONES / "owl")),
+    "vlm": ModelRef("hf", str(BACKBONES / "vlm")),
 }
 
 Loader = Callable[..., Any]
 # Each value is `module:function`, resolved on first use so that importing this file loads no framework.
 ENCODERS: dict[str, str] = {"open_clip": "foveal.encoders:load_open_clip", "hf": "foveal.encoders:load_hf"}
 OPEN_DETECTORS: dict[str, str] = {"hf": "foveal.open_detectors:load_hf"}
+VLMS: dict[str, str] = {"hf": "foveal.vlms:load_hf"}
 DETECTORS: dict[str, str] = {"onnx": "foveal.detectors:load_onnx", "openvino": "foveal.detectors:load_openvino"}
 
 
@@ -118,7 +120,7 @@ def parse_ref(text: str) -> ModelRef:
 
     Raises:
         UnknownName: the scheme, or the bundled name, is not known.
-        BadInput: the text has no scheme, or the adapter folder does not exist.
+        BadInput: the text has no scheme, or the adapter folder or the bundled backbone does not exist.
     """
     scheme, colon, target = text.partition(":")
     if not colon or not target:
@@ -134,6 +136,12 @@ def parse_ref(text: str) -> ModelRef:
     if scheme == "bundled":
         if target not in BUNDLED:
             raise UnknownName("bundled backbone", target, BUNDLED)
+        if BUNDLED[target].folder is None:
+            raise BadInput(
+                f"this installation holds no bundled {target}",
+                expected=f"a folder {BUNDLED[target].target}",
+                remedy="Install Foveal again, or name a model: hf:org/model or hf:./folder.",
+            )
         return replace(BUNDLED[target], adapter=adapter_path)
     if target.startswith((".", "/", "~")) and not Path(target).expanduser().is_dir():
         raise BadInput(f"model folder {target} does not exist", remedy="Check the path, or name a hub model.")
@@ -160,6 +168,11 @@ def load_encoder(ref: str, device: str | None = None) -> Encoder:
 def load_open_detector(ref: str, device: str | None = None) -> OpenDetector:
     """A zero-shot detector by reference; raises as `load_encoder`."""
     return _load("open-vocabulary detector", OPEN_DETECTORS, parse_ref(ref), device=device)
+
+
+def load_vlm(ref: str, device: str | None = None) -> VisionLanguageModel:
+    """A vision-language model by reference; raises as `load_encoder`."""
+    return _load("vision-language model", VLMS, parse_ref(ref), device=device)
 
 
 def load_detector(ref: str, registry: Path | None = None, threads: int | None = None) -> Detector:

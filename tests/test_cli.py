@@ -36,9 +36,9 @@ def _examples(command: Any) -> list[list[str]]:
 
 def test_the_promised_commands_are_there() -> None:
     promised = {
-        "quickstart", "world", "adapt clip", "archive add", "archive search", "archive check", "prelabel", "distill",
-        "export", "eval detection", "eval retrieval", "eval zero-shot", "gate", "registry list", "registry promote",
-        "registry rollback", "serve",
+        "quickstart", "world", "adapt clip", "adapt vlm", "archive add", "archive search", "archive check", "prelabel",
+        "distill", "export", "eval detection", "eval retrieval", "eval zero-shot", "eval vqa", "gate", "registry list",
+        "registry promote", "registry rollback", "serve",
     }  # fmt: skip
     assert not {f"foveal {name}" for name in promised} - set(COMMANDS)
 
@@ -74,6 +74,7 @@ def test_each_command_prints_json_when_asked(name: str) -> None:
         "archive search --archive DIR --text T --image F --filter EXPR -k 3",
         "archive check --archive DIR",
         "adapt clip --base REF --data SOURCE --out DIR",
+        "adapt vlm --base REF --data SOURCE --data MORE --out DIR --validation SOURCE",
         "prelabel SOURCE --ontology FILE --gold FILE --teacher REF --out DIR",
         "distill DATASET --student NAME --out DIR",
         "export MODEL --to openvino --int8 DATA --out DIR",
@@ -81,6 +82,7 @@ def test_each_command_prints_json_when_asked(name: str) -> None:
         "eval detection --truth FILE --predictions FILE",
         "eval retrieval --data SOURCE",
         "eval zero-shot --data SOURCE",
+        "eval vqa --data SOURCE --vlm REF",
         "gate FILE",
         "registry list",
         "registry promote NAME 2",

@@ -21,6 +21,8 @@ def test_references_parse_and_print_back(text: str, expected: ModelRef) -> None:
 
 @pytest.mark.parametrize("name", sorted(BUNDLED))
 def test_bundled_names_become_folders(name: str) -> None:
+    if BUNDLED[name].folder is None:
+        pytest.skip(f"{name} is not trained yet")
     ref = parse_ref(f"bundled:{name}")
     assert ref == BUNDLED[name]
     assert Path(ref.target).parts[-3:] == ("foveal", "backbones", name)
