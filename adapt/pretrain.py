@@ -321,7 +321,7 @@ def train_phase(
     rng = np.random.default_rng(seed)
     queries, optimizers = TextQueries(kinds, rng), _optimizers(trainer.model, phase.rate)
     rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    before = _resume(trainer.model, checkpoint)
+    before = resume(trainer.model, checkpoint)
     trainer.model.train()
     progress.start(phase.name, None)
     began, saved = time.monotonic(), before
@@ -357,7 +357,7 @@ def save_weights(model: nn.Module, path: Path, metadata: dict[str, str] | None =
         save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, file, metadata)
 
 
-def _resume(model: nn.Module, checkpoint: Path) -> float:
+def resume(model: nn.Module, checkpoint: Path) -> float:
     """Load a checkpoint if there is one; the share of the phase that it has behind it."""
     if not checkpoint.exists():
         return 0.0

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.pretrain import GRID, PATCH, VISION_LAYERS, WIDTH, save_weights, window
+from adapt.pretrain import GRID, PATCH, VISION_LAYERS, WIDTH, resume, save_weights, window
 from adapt.pretrain_data import Mix, SceneViews, View, render_scenes
 from adapt.pretrain_dialogues import draw
 from foveal.models import BACKBONES
@@ -281,18 +281,22 @@ def _batches(views: SceneViews, phase: Phase, seed: int) -> Iterator[Batch]:
 def train_phase(
     reader: Reader, views: SceneViews, phase: Phase, seconds: float, seed: int, progress: Progress, file: Path
 ) -> None:
-    """Train for `seconds`, warming up over 3% of them, annealing along a cosine; weights go to `file` now and then."""
+    """Train for `seconds`, warming up over 3% of them, annealing along a cosine.
+
+    Every 4% the weights go to `file`; a run that finds them goes on from there (with fresh optimizer moments).
+    """
+    before = resume(reader.model.model, file)
     optimizers = _optimizers(reader.model, phase)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     reader.model.train()
     progress.start(phase.name, None)
-    began, saved, mean = time.monotonic(), 0.0, 0.0
+    began, saved, mean = time.monotonic(), before, 0.0
     for step, (drawn, dialogues) in enumerate(_batches(views, phase, seed)):
-        part = (time.monotonic() - began) / seconds
+        part = before + (time.monotonic() - began) / seconds
         if part >= 1:
             break
         floor = 0.3 if phase is not PHASES[-1] else 0.0
-        factor = max(min(part / 0.03, floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * part))), 1e-3)
+        factor = max(min((part - before) / 0.03, floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * part))), 1e-3)
         for optimizer, base in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = rate * factor
@@ -306,9 +310,9 @@ def train_phase(
         progress.advance(len(drawn))
         if part - saved >= 0.04:
             saved = part
-            save_weights(reader.model.model, file)  # the output layer is the embedding
+            save_weights(reader.model.model, file, {"part": repr(part)})  # the output layer is the embedding
             progress.note(f"{part:.0%} step {step + 1} loss {mean:.4f}")
-    save_weights(reader.model.model, file)  # the output layer is the embedding
+    save_weights(reader.model.model, file, {"part": "1.0"})
     progress.finish()
 
 
@@ -347,11 +351,7 @@ def main() -> None:
     reader = Reader(build_model(len(tokenizer), *ids), tokenizer, device)
     for number, phase in enumerate(PHASES):
         file = out / f"{phase.name}.safetensors"
-        if (out / f"{phase.name}.done").exists():
-            reader.model.model.load_state_dict(load_file(file))
-            continue
         train_phase(reader, views, phase, args.minutes * 60 * phase.share, args.seed + number, progress, file)
-        (out / f"{phase.name}.done").touch()
 
 
 if __name__ == "__main__":
