@@ -41,3 +41,29 @@ def adapt_clip(
         fresh=fresh,
     )
     emit(report.model_dump(mode="json", exclude={"losses"}), json_)
+
+
+plan_app = typer.Typer(no_args_is_help=True, help="Say before a run what it will need.")
+adapt_app.add_typer(plan_app, name="plan")
+
+
+@plan_app.command("clip")
+def plan_clip(
+    base: Annotated[str, typer.Option("--base", metavar="REF", help="Encoder to adapt.")],
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions or labels.")],
+    config: Config = None,
+    overrides: Overrides = None,
+    fit: Annotated[bool, typer.Option("--fit", help="Look for the fastest settings that fit; batch stays.")] = False,
+    memory: Annotated[float | None, typer.Option(metavar="MB", help="Plan for this much free memory.")] = None,
+    json_: Json = False,
+) -> None:
+    """Measure a few steps: parameters trained, peak memory, time, and whether it fits this machine.
+
+    Example: foveal adapt plan clip --base bundled:clip --data runs/site --set batch=256 --fit
+    """
+    from adapt.plan import plan, settings_class
+    from foveal.config import load
+
+    settings = load(settings_class("clip"), config, overrides or ())
+    found = plan("clip", base, data, settings, live_progress(), memory_mb=memory, fit=fit)
+    emit(found, json_)
