@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import adapt.trainer  # noqa: F401  (loaded before memory is measured)
 from adapt.clip import ClipSettings, adaptable, make_job
 from adapt.pairs import Collator, load_pairs
 from adapt.run import train
@@ -112,7 +113,7 @@ def full(base: str, data: Dataset, batch: int, steps: int) -> tuple[float, float
 def lora(base: str, data: Dataset, batch: int, steps: int, towers: Any, extra: dict[str, Any]):
     """`foveal adapt clip`'s loop; the same figures."""
     settings = ClipSettings(
-        batch=batch, epochs=steps + 1, towers=towers, augment=False, precision="float32", trackers=(),
+        batch=batch, epochs=steps + 2, towers=towers, augment=False, precision="float32", trackers=(),
         objective="infonce", checkpoint_seconds=1e9,
     ).model_copy(update=extra)  # fmt: skip
     job = make_job(base, adaptable(base, "cpu"), data.subset(range(batch)), settings)
@@ -128,7 +129,8 @@ def lora(base: str, data: Dataset, batch: int, steps: int, towers: Any, extra: d
     with tempfile.TemporaryDirectory() as work:
         train(job, settings, Path(work), None, None)
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    return statistics.median(np.diff(asked)[1:]), before, trained
+    # Two batches are drawn ahead of the first step, which is not counted.
+    return statistics.median(np.diff(asked)[2:]), before, trained
 
 
 def resident_mb() -> float:

@@ -28,7 +28,7 @@ from tests.tiny import tiny_clip
 
 ROOT = Path(__file__).parents[2]
 COLOURS = ("red", "green", "blue", "yellow")
-QUICK = ClipSettings(rank=2, batch=8, epochs=4, augment=False, trackers=())
+QUICK = ClipSettings(rank=2, batch=8, epochs=4, augment=False, precision="float32", trackers=())
 SCRIPT = """
 import json, sys, torch
 from pathlib import Path
