@@ -151,7 +151,7 @@ class TransformersVLM:
     def reply(self, image: Image, history: Sequence[tuple[str, str]], question: str, max_tokens: int = 64) -> str:
         """`answer`, after the turns (question, answer) of `history`."""
         inputs = self.placed(self.prompts.inputs([image], [self.prompts.ask(history, question)]))
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what layers cache here may meet training next
             ids = self.model.generate(
                 **inputs,
                 max_new_tokens=max_tokens,
