@@ -24,10 +24,9 @@ from foveal.progress import Progress
 from foveal.quantised import to_nf4
 from foveal.vlms import Part, TransformersVLM, linear_layers, part_of
 
-MERGE_TOLERANCE = (
-    1e-4  # largest difference of logits between base + adapter and merged, as a share of the largest logit
-)
-NF4_TOLERANCE = 1e-3  # the same over 4-bit weights, against an adapter merged into what they stand for
+# Largest difference of logits between base + adapter and merged, as a share of the largest logit. It holds for 4-bit
+# weights too, against an adapter merged into what they stand for: 1e-6 was measured on every family, in float32.
+MERGE_TOLERANCE = 1e-4
 COMPARED = 8  # examples that the two are compared on
 
 
@@ -114,6 +113,9 @@ def make_job(
     order = Order(len(taught), settings.batch, ENDLESS, settings.seed)
     collator = LessonCollator(vlm, taught, order, settings.max_length)
     notes: list[str] = []
+    if held is not None and held.skipped:
+        path, reason = held.skipped[0]
+        notes.append(f"{len(held.skipped)} validation images cannot be read, the first {path}: {reason}")
     if settings.max_length is not None:
         cut = _overlong(collator)
         notes += [f"{cut} of {len(taught)} dialogues are longer than max_length and were cut"] if cut else []
@@ -174,7 +176,7 @@ def check_merge(
     """Load what was saved the way a user will, and compare logits: largest difference, and the fingerprint of both.
 
     Raises:
-        FovealError: they differ by more than `MERGE_TOLERANCE`, or `NF4_TOLERANCE` over 4-bit weights.
+        FovealError: they differ by more than `MERGE_TOLERANCE`.
     """
     merged = load_vlm(base_ref, "cpu")  # where it is float32
     assert isinstance(merged, TransformersVLM)  # `adaptable` saw to it
@@ -185,11 +187,10 @@ def check_merge(
         inputs = vlm.placed(collator.batch([i])[0])
         one, other = (model(**inputs).logits.float() for model in (vlm.model.eval(), merged.model))
         worst = float(torch.maximum(torch.tensor(worst), (one - other).abs().max() / one.abs().max().clamp(min=1)))
-    tolerance = NF4_TOLERANCE if settings.quantise else MERGE_TOLERANCE
-    if not worst <= tolerance:
+    if not worst <= MERGE_TOLERANCE:
         raise FovealError(
             "the merged adapter does not say what base + adapter says",
-            expected=f"logits within {tolerance:g} of the largest",
+            expected=f"logits within {MERGE_TOLERANCE:g} of the largest",
             received=f"a difference of {worst:.2g}",
             remedy="Train with a lower learning rate or alpha.",
         )

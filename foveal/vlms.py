@@ -93,16 +93,20 @@ class TransformersVLM:
     def __init__(self, ref: ModelRef, model: Any, processor: Any, device: str) -> None:
         self.name, self.device, self.processor = str(ref), device, processor
         self.family = str(model.config.model_type)
-        stored = model.dtype if device.startswith("cuda") else torch.float32
+        stored = model.dtype
         model = model.eval()
         self.base_fingerprint = fingerprint(model.state_dict(), _config(processor))
         self.fingerprint = self.base_fingerprint
-        self.model: Any = model
+        on_gpu = device.startswith("cuda")  # there half precision is fast, elsewhere float32
+        self.model: Any = model if on_gpu else model.float()
         image_token: Any = getattr(model.config, "image_token_id", None)
         self.image_token = int(model.config.image_token_index if image_token is None else image_token)
         if ref.adapter is not None:
             self.merge(ref.adapter, **conditions(ref.adapter))
-        self.model = self.model.to(device=device, dtype=stored).requires_grad_(False)
+            if on_gpu:
+                for parameter in self.model.parameters():  # buffers such as rotary frequencies need their float32
+                    parameter.data = parameter.data.to(stored)
+        self.model = self.model.to(device).requires_grad_(False)
         self.prompts = FAMILIES[self.family].prompts(processor, self.model)
 
     def merge(self, folder: Path, *, nf4: bool = False, image_side: int | None = None) -> None:
@@ -151,7 +155,7 @@ class TransformersVLM:
     def reply(self, image: Image, history: Sequence[tuple[str, str]], question: str, max_tokens: int = 64) -> str:
         """`answer`, after the turns (question, answer) of `history`."""
         inputs = self.placed(self.prompts.inputs([image], [self.prompts.ask(history, question)]))
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: what layers cache here may meet training next
             ids = self.model.generate(
                 **inputs,
                 max_new_tokens=max_tokens,
