@@ -50,13 +50,17 @@ def choose(model: nn.Module, towers: Collection[Tower], wanted: Sequence[str] | 
         UnknownName: a wanted name is no linear layer of these towers.
         BadInput: the towers have no linear layer at all.
     """
-    names = linear_modules(model, towers)
+    return narrowed(linear_modules(model, towers), towers, wanted)
+
+
+def narrowed(names: Sequence[str], towers: Collection[Tower], wanted: Sequence[str] | None) -> list[str]:
+    """Those of the linear layers `names` of `towers` whose last name is in `wanted`; raises as `choose`."""
     if not names:
         raise BadInput(
             "the model has no linear layer to adapt", expected=f"a transformer as {' or '.join(towers)} tower"
         )
     if wanted is None:
-        return names
+        return list(names)
     leaves = {name.rsplit(".", 1)[-1] for name in names}
     for leaf in wanted:
         if leaf not in leaves:

@@ -126,7 +126,9 @@ class OpenClipEncoder(TorchEncoder):
     def overlong(self, texts: Sequence[str]) -> int:
         inner = getattr(self.tokenizer, "tokenizer", None)  # open_clip wraps a transformers tokenizer, or has its own
         if inner is not None:
-            lengths = [len(ids) for ids in inner(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+            lengths = (
+                [len(ids) for ids in inner(list(texts), truncation=False, verbose=False)["input_ids"]] if texts else []
+            )
         else:
             lengths = [len(self.tokenizer.encode(text)) + 2 for text in texts]  # begin and end token
         return sum(length > self.tokenizer.context_length for length in lengths)
