@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from foveal.options import Config, OutDir, Overrides, live_progress
-from foveal.printing import Json, emit
+from foveal.printing import Json, emit, emit_rows
 
 adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
 
@@ -72,3 +74,42 @@ def adapt_detector(
         fresh=fresh,
     )
     emit(report.model_dump(mode="json", exclude={"losses"}), json_)
+
+
+@adapt_app.command("merge")
+def adapt_merge(
+    model: Annotated[str, typer.Argument(metavar="BASE+ADAPTER", help="What to fold into one model.")],
+    out: OutDir,
+    keep: Annotated[float, typer.Option(min=0, max=1, help="Share of the base's weights to keep (WiSE-FT).")] = 0.0,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="Images to compare on; else rendered.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write base and adapter as one model folder, checked against both on real images.
+
+    Example: foveal adapt merge bundled:clip+runs/adapter --out runs/merged --keep 0.2
+    """
+    from adapt.merge import merge
+    from foveal.dataset import Dataset
+
+    emit(merge(model, out, keep, Dataset.open(data) if data else None), json_)
+
+
+@adapt_app.command("inspect")
+def adapt_inspect(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter folder.")],
+    base: Annotated[str | None, typer.Option(metavar="REF", help="Its base, for relative sizes.")] = None,
+    json_: Json = False,
+) -> None:
+    """Show what an adapter changes, module by module.
+
+    Example: foveal adapt inspect runs/adapter --base bundled:clip
+    """
+    from adapt.inspect_adapter import inspect
+
+    found = asdict(inspect(adapter, base))
+    if json_:
+        emit(found, True)
+        return
+    rows: list[dict[str, Any]] = found.pop("modules")
+    emit(found, False)
+    emit_rows(rows)

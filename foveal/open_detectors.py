@@ -153,6 +153,12 @@ class GroundingDetector(TransformersOpenDetector):
     papers' COCO evaluation, so that every box answers with a whole prompt instead of a fragment of the caption.
     """
 
+    def __init__(self, ref: ModelRef, model: Any, processor: Any, device: str, **options: Any) -> None:
+        # peft asks every transformers model for its word embeddings; these two classes do not know theirs
+        # (transformers 5.23, `get_input_embeddings not auto-handled`).
+        model.get_input_embeddings = model.model.text_backbone.get_input_embeddings
+        super().__init__(ref, model, processor, device, **options)
+
     def propose(self, images: list[Image], prompts: tuple[str, ...], threshold: float) -> list[Candidates]:
         pixels = self._pixels(images)
         sizes = [image.size for image in images]
