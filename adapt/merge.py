@@ -133,9 +133,9 @@ def write(model: Any, base: ModelRef, folder: Path) -> None:
             remedy="Download the model's folder and name it as open_clip:./folder.",
         )
     for path in base.folder.iterdir():
-        if path.is_file() and path.name not in (*OPEN_CLIP_WEIGHTS, artifacts.MANIFEST, "README.md"):
-            if path.suffix not in artifacts.PICKLES:
-                shutil.copy(path, folder / path.name)
+        weights = path.suffix in (*artifacts.WEIGHTS, *artifacts.PICKLES)
+        if path.is_file() and not weights and path.name not in (artifacts.MANIFEST, "README.md"):
+            shutil.copy(path, folder / path.name)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.model.state_dict().items()}
     save_file(tensors, folder / OPEN_CLIP_WEIGHTS[0])
 
