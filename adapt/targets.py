@@ -89,3 +89,14 @@ def lora_config(settings: Settings, names: Sequence[str]) -> Any:
         use_dora=settings.method == "dora",
         target_modules=pattern(names),
     )
+
+
+def attachments(model: nn.Module, chosen: Collection[str]) -> list[dict[str, str]]:
+    """Every linear layer of a model in order, and whether LoRA attaches to it: rows for `--list-modules`."""
+    adapted = set(chosen)
+    rows: list[dict[str, str]] = []
+    for name, module in model.named_modules():
+        fused = [n for n in (f"{name}.in_proj",) if n in adapted and isinstance(module, nn.MultiheadAttention)]
+        for layer in (*fused, *([name] if isinstance(module, nn.Linear) else [])):
+            rows.append({"module": layer, "lora": "yes" if layer in adapted else "no"})
+    return rows

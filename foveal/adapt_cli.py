@@ -8,8 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from foveal.errors import BadInput
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit, emit_rows
+
+RunDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+ListModules = Annotated[bool, typer.Option("--list-modules", help="Print what LoRA attaches to, and train nothing.")]
 
 adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
 
@@ -17,27 +21,36 @@ adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with Lo
 @adapt_app.command("clip")
 def adapt_clip(
     base: Annotated[str, typer.Option("--base", metavar="REF", help="Encoder to adapt.")],
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
-    out: OutDir,
+    data: Annotated[str | None, typer.Option("--data", metavar="SOURCE", help="Images with captions.")] = None,
+    out: RunDir = None,
     validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Pairs for recall before and after.")] = None,
     config: Config = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    list_modules: ListModules = False,
     json_: Json = False,
 ) -> None:
     """Train a LoRA adapter for a CLIP-style encoder on image-caption pairs.
 
     Example: foveal adapt clip --base bundled:clip --data runs/site --out runs/adapter --set max_seconds=60
     """
-    from adapt.clip import ClipSettings, adapt
+    from adapt import targets
+    from adapt.clip import ClipSettings, adapt, adaptable
     from foveal.config import load
     from foveal.dataset import Dataset
 
+    settings = load(ClipSettings, config, overrides or ())
+    if list_modules:
+        model = adaptable(base)
+        rows = targets.attachments(model.model, targets.choose(model.model, settings.towers, settings.target_modules))
+        emit({"modules": rows}, True) if json_ else emit_rows(rows)
+        return
+    source, folder = _both(data, out)
     report = adapt(
         base,
-        Dataset.open(data),
-        out,
-        load(ClipSettings, config, overrides or ()),
+        Dataset.open(source),
+        folder,
+        settings,
         live_progress(),
         validation=Dataset.open(validation) if validation else None,
         fresh=fresh,
@@ -48,27 +61,38 @@ def adapt_clip(
 @adapt_app.command("detector")
 def adapt_detector(
     base: Annotated[str, typer.Option("--base", metavar="REF", help="Open-vocabulary detector to adapt.")],
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with boxes.")],
-    out: OutDir,
+    data: Annotated[str | None, typer.Option("--data", metavar="SOURCE", help="Images with boxes.")] = None,
+    out: RunDir = None,
     validation: Annotated[str | None, typer.Option(metavar="SOURCE", help="Boxes for AP before and after.")] = None,
     config: Config = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    list_modules: ListModules = False,
     json_: Json = False,
 ) -> None:
     """Train a LoRA adapter for OWLv2, OWL-ViT, Grounding DINO or MM-Grounding-DINO on images with boxes.
 
     Example: foveal adapt detector --base bundled:owl --data runs/site --out runs/owl-adapter --set max_seconds=60
     """
-    from adapt.detector import DetectorSettings, adapt
+    from adapt import detector_targets, targets
+    from adapt.detector import DetectorSettings, adapt, adaptable
     from foveal.config import load
     from foveal.dataset import Dataset
 
+    settings = load(DetectorSettings, config, overrides or ())
+    if list_modules:
+        model = adaptable(base)
+        rows = targets.attachments(
+            model.model, detector_targets.choose(model.model, settings.towers, settings.target_modules)
+        )
+        emit({"modules": rows}, True) if json_ else emit_rows(rows)
+        return
+    source, folder = _both(data, out)
     report = adapt(
         base,
-        Dataset.open(data),
-        out,
-        load(DetectorSettings, config, overrides or ()),
+        Dataset.open(source),
+        folder,
+        settings,
         live_progress(),
         validation=Dataset.open(validation) if validation else None,
         fresh=fresh,
@@ -113,3 +137,34 @@ def adapt_inspect(
     rows: list[dict[str, Any]] = found.pop("modules")
     emit(found, False)
     emit_rows(rows)
+
+
+@adapt_app.command("curve")
+def adapt_curve(
+    model: Annotated[str, typer.Argument(metavar="BASE+ADAPTER", help="Encoder and its adapter.")],
+    new: Annotated[str, typer.Option(metavar="SOURCE", help="Data of the domain adapted to.")],
+    old: Annotated[str, typer.Option(metavar="SOURCE", help="Data of the domain not to forget.")],
+    out: OutDir,
+    json_: Json = False,
+) -> None:
+    """Measure how much of the base to keep: new domain against old one, in eleven mixtures.
+
+    Example: foveal adapt curve bundled:clip+runs/adapter --new runs/site --old runs/base --out runs/curve
+    """
+    from adapt.curve import curve
+    from foveal.dataset import Dataset
+
+    found = curve(model, Dataset.open(new), Dataset.open(old), out, live_progress())
+    if json_:
+        emit(found, True)
+        return
+    emit_rows([{**asdict(point), "mean": point.mean} for point in found.points])
+    emit({"best_keep": found.best, "out": str(out)}, False)
+
+
+def _both(data: str | None, out: Path | None) -> tuple[str, Path]:
+    """What training needs and `--list-modules` does not."""
+    if data is None or out is None:
+        missing = " and ".join(name for name, value in (("--data", data), ("--out", out)) if value is None)
+        raise BadInput(f"{missing} missing", expected="data to learn from and a folder to write")
+    return data, out
