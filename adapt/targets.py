@@ -50,13 +50,17 @@ def choose(model: nn.Module, towers: Collection[Tower], wanted: Sequence[str] | 
         UnknownName: a wanted name is no linear layer of these towers.
         BadInput: the towers have no linear layer at all.
     """
-    names = linear_modules(model, towers)
+    return narrowed(linear_modules(model, towers), towers, wanted)
+
+
+def narrowed(names: Sequence[str], towers: Collection[Tower], wanted: Sequence[str] | None) -> list[str]:
+    """Those of the linear layers `names` of `towers` whose last name is in `wanted`; raises as `choose`."""
     if not names:
         raise BadInput(
             "the model has no linear layer to adapt", expected=f"a transformer as {' or '.join(towers)} tower"
         )
     if wanted is None:
-        return names
+        return list(names)
     leaves = {name.rsplit(".", 1)[-1] for name in names}
     for leaf in wanted:
         if leaf not in leaves:
@@ -85,3 +89,14 @@ def lora_config(settings: Settings, names: Sequence[str]) -> Any:
         use_dora=settings.method == "dora",
         target_modules=pattern(names),
     )
+
+
+def attachments(model: nn.Module, chosen: Collection[str]) -> list[dict[str, str]]:
+    """Every linear layer of a model in order, and whether LoRA attaches to it: rows for `--list-modules`."""
+    adapted = set(chosen)
+    rows: list[dict[str, str]] = []
+    for name, module in model.named_modules():
+        fused = [n for n in (f"{name}.in_proj",) if n in adapted and isinstance(module, nn.MultiheadAttention)]
+        for layer in (*fused, *([name] if isinstance(module, nn.Linear) else [])):
+            rows.append({"module": layer, "lora": "yes" if layer in adapted else "no"})
+    return rows

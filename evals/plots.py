@@ -108,6 +108,22 @@ def curves(
     return figure
 
 
+def path(
+    points: Sequence[tuple[float, float]], names: Sequence[str], *, x: str, y: str, marked: int | None = None
+) -> Figure:
+    """Named points (x, y) joined in order, e.g. mixtures of two models on two domains; `marked` stands out."""
+    figure, axes = _axes()
+    across, up = zip(*points, strict=True)
+    axes.plot(across, up, color=COLOUR[0], linewidth=1.8, marker="o", markersize=4)
+    for name, point in zip(names, points, strict=True):
+        axes.annotate(_plain(name), point, xytext=(5, 4), textcoords="offset points", color=INK, fontsize=8.5)
+    if marked is not None:
+        axes.scatter([across[marked]], [up[marked]], s=90, color=COLOUR[1], zorder=3)
+    axes.set(xlabel=_plain(x), ylabel=_plain(y))
+    axes.margins(0.1)
+    return figure
+
+
 def timeline(stages: Sequence[tuple[str, float]]) -> Figure:
     """Stages one after the other: (name, seconds), in the order they ran."""
     figure, axes = _axes(height=0.8 + 0.32 * len(stages))

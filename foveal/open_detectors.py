@@ -105,25 +105,34 @@ class OwlDetector(TransformersOpenDetector):
         super().__init__(ref, model, processor, device, **options)
         self._embedded: dict[tuple[str, ...], Tensor] = {}
         self._trunk: Any = getattr(self.model, "owlv2", None) or self.model.owlvit
-        self._pads_to_square = hasattr(self.model, "owlv2")
+        self.pads_to_square = hasattr(self.model, "owlv2")
 
     def embed_prompts(self, prompts: tuple[str, ...]) -> Tensor:
         """Unit-length query embeddings (P, D) of the prompts, from the cache when they were seen before."""
         if prompts not in self._embedded:
-            tokens = self.processor.tokenizer(
-                list(prompts),
-                padding="max_length",
-                truncation=True,
-                max_length=self.model.config.text_config.max_position_embeddings,
-                return_tensors="pt",
-            )
             with torch.inference_mode():
-                inputs = {k: v.to(self.device) for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
-                features = self._trunk.get_text_features(**inputs).pooler_output
-                if len(self._embedded) >= self.CACHED_PROMPT_SETS:
-                    self._embedded.pop(next(iter(self._embedded)), None)
-                self._embedded[prompts] = torch.nn.functional.normalize(features, dim=-1)
+                features = self.prompt_features(prompts)
+            if len(self._embedded) >= self.CACHED_PROMPT_SETS:
+                self._embedded.pop(next(iter(self._embedded)), None)
+            self._embedded[prompts] = features
         return self._embedded[prompts]
+
+    def prompt_features(self, prompts: tuple[str, ...]) -> Tensor:
+        """`embed_prompts` computed afresh, so that gradients reach a text tower that learns."""
+        tokens = self.processor.tokenizer(
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.config.text_config.max_position_embeddings,
+            return_tensors="pt",
+        )
+        inputs = {k: v.to(self.device) for k, v in tokens.items() if k in ("input_ids", "attention_mask")}
+        features = self._trunk.get_text_features(**inputs).pooler_output
+        return torch.nn.functional.normalize(features, dim=-1)
+
+    def forget_prompts(self) -> None:
+        """Embed prompts anew from now on: the text tower has changed."""
+        self._embedded.clear()
 
     def propose(self, images: list[Image], prompts: tuple[str, ...], threshold: float) -> list[Candidates]:
         features_map, _ = self.model.image_embedder(pixel_values=self._pixels(images)["pixel_values"])
@@ -133,7 +142,7 @@ class OwlDetector(TransformersOpenDetector):
         scores, labels = logits.float().sigmoid().max(dim=-1)
         boxes = self.model.box_predictor(features, features_map)
         # OWLv2 pads to a square at the bottom and right before it resizes; OWL-ViT stretches.
-        sides = [(max(i.size), max(i.size)) if self._pads_to_square else i.size for i in images]
+        sides = [(max(i.size), max(i.size)) if self.pads_to_square else i.size for i in images]
         return _above(threshold, boxes, scores, labels, sides)
 
 
@@ -144,19 +153,21 @@ class GroundingDetector(TransformersOpenDetector):
     papers' COCO evaluation, so that every box answers with a whole prompt instead of a fragment of the caption.
     """
 
+    def __init__(self, ref: ModelRef, model: Any, processor: Any, device: str, **options: Any) -> None:
+        # peft asks every transformers model for its word embeddings; these two classes do not know theirs
+        # (transformers 5.23, `get_input_embeddings not auto-handled`).
+        model.get_input_embeddings = model.model.text_backbone.get_input_embeddings
+        super().__init__(ref, model, processor, device, **options)
+
     def propose(self, images: list[Image], prompts: tuple[str, ...], threshold: float) -> list[Candidates]:
         pixels = self._pixels(images)
         sizes = [image.size for image in images]
         answers: list[Candidates] | None = None
-        for first, caption, spans in self._captions(prompts):
-            tokens = self.processor.tokenizer(
-                caption, return_offsets_mapping=True, return_token_type_ids=True, return_tensors="pt"
-            )
-            middles = tokens.pop("offset_mapping")[0].float().mean(dim=1)  # (L,) special tokens lie at 0
+        for first, caption, spans in self.captions(prompts):
+            tokens, own = self.caption_inputs(caption, spans)
             text = {k: v.to(self.device).expand(len(images), -1) for k, v in tokens.items()}
             output = self.model(**pixels, **text)
-            by_token = output.logits.float().sigmoid()[..., : len(middles)]  # (B, Q, L)
-            own = torch.stack([((middles > a) & (middles < b)).float() for a, b in spans])  # (P, L)
+            by_token = output.logits.float().sigmoid()[..., : own.shape[1]]  # (B, Q, L)
             own = (own / own.sum(dim=1, keepdim=True).clamp(min=1)).to(by_token.device)
             scores, labels = (by_token @ own.T).max(dim=-1)
             part = _above(threshold, output.pred_boxes, scores, labels + first, sizes)
@@ -164,7 +175,17 @@ class GroundingDetector(TransformersOpenDetector):
         assert answers is not None  # `detect` refuses an empty prompt list
         return answers
 
-    def _captions(self, prompts: tuple[str, ...]) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
+    def caption_inputs(self, caption: str, spans: list[tuple[int, int]]) -> tuple[dict[str, Tensor], Tensor]:
+        """What the text encoder takes for one caption, each (1, L), and 1 at each prompt's own tokens (P, L)."""
+        tokens = dict(
+            self.processor.tokenizer(
+                caption, return_offsets_mapping=True, return_token_type_ids=True, return_tensors="pt"
+            )
+        )
+        middles = tokens.pop("offset_mapping")[0].float().mean(dim=1)  # (L,) special tokens lie at 0
+        return tokens, torch.stack([((middles > a) & (middles < b)).float() for a, b in spans])
+
+    def captions(self, prompts: tuple[str, ...]) -> Iterator[tuple[int, str, list[tuple[int, int]]]]:
         """Captions that fit the text encoder: index of the first prompt, the text, and each prompt's character span."""
         limit = min(getattr(self.model.config, "max_text_len", 256), self.processor.tokenizer.model_max_length)
         first, caption, spans, used = 0, "", list[tuple[int, int]](), 2  # the two special tokens

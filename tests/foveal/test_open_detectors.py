@@ -228,7 +228,7 @@ def test_grounding_dino(tmp_path: Path, images: list[Image.Image], mm: bool) -> 
     check(detector.detect(images, PROMPTS, threshold=0.0), images, PROMPTS, 0.0)
     # More prompts than the text encoder holds are asked in several captions.
     many = tuple(f"a {colour} {thing}{'s' * n}" for colour in ("red", "blue") for thing in ("crate",) for n in range(4))
-    captions = list(detector._captions(many))  # pyright: ignore
+    captions = list(detector.captions(many))
     assert len(captions) > 1
     assert [first for first, _, _ in captions] == sorted({first for first, _, _ in captions})
     for first, caption, spans in captions:
