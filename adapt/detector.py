@@ -45,7 +45,7 @@ class DetectorSettings(Settings):
     rank: int = Field(default=8, ge=1)
     alpha: float = Field(default=16.0, gt=0)
     learning_rate: float = Field(default=2e-3, gt=0)
-    batch: int = Field(default=8, ge=2)
+    batch: int = Field(default=4, ge=2)
     towers: tuple[Tower, ...] = Field(default=("image",), min_length=1)  # without text, prompts are embedded once
     augment: bool = True
     negatives: int = Field(default=50, ge=0)  # classes an image is asked about beside its own

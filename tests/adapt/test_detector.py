@@ -58,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_owl_learns_boxes_by_heart(owl: str, data: Dataset, tmp_path: Path) -> None:
-    settings = FAST.model_copy(update={"epochs": 60, "learning_rate": 1e-2, "augment": False})
+    settings = FAST.model_copy(update={"epochs": 40, "learning_rate": 2e-2, "augment": False})
     report = adapt(owl, data, tmp_path / "a", settings, validation=data)
     assert report.before is not None
     assert report.after is not None
