@@ -82,7 +82,8 @@ class ModelRef:
     adapter: Path | None = None
 
     def __str__(self) -> str:
-        return f"{self.scheme}:{self.target}" + (f"+{self.adapter}" if self.adapter else "")
+        names = (f"bundled:{name}" for name, ref in BUNDLED.items() if ref == replace(self, adapter=None))
+        return next(names, f"{self.scheme}:{self.target}") + (f"+{self.adapter}" if self.adapter else "")
 
     @property
     def folder(self) -> Path | None:
