@@ -55,9 +55,15 @@ def table(rows: dict[str, dict[str, list[float]]]) -> str:
     """The results as Markdown, in per cent."""
     lines = [f"| shots a class | {' | '.join(METHODS)} |", f"| --- |{' ---: |' * len(METHODS)}"]
     for shots, found in rows.items():
-        cells = [f"{100 * np.mean(found[m]):.1f} ± {100 * np.std(found[m], ddof=1):.1f}" for m in METHODS]
+        cells = [_cell(found[m]) for m in METHODS]
         lines.append(f"| {shots} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    """Mean in %, and the deviation where there is more than one seed."""
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):.1f}{spread}"
 
 
 def main() -> None:
