@@ -95,7 +95,7 @@ def execute(job: Job, out: Path, run: dict[str, Any], settings: Settings, progre
     from adapt.page import write_page
 
     work = _work(out)
-    checkpoint = _resume_point(work, run)
+    checkpoint = resume_point(work, run)
     before = _before(job, work) if job.validate else None
     if job.skipped and is_main():
         lines = (json.dumps({"path": str(path), "reason": reason}) for path, reason in job.skipped)
@@ -272,7 +272,7 @@ def _wait() -> None:
         torch.distributed.barrier()
 
 
-def _resume_point(work: Path, run: dict[str, Any]) -> Path | None:
+def resume_point(work: Path, run: dict[str, Any]) -> Path | None:
     """The checkpoint to go on from; a run that was begun with other settings or data is discarded."""
     from adapt.trainer import last_checkpoint
 

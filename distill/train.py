@@ -11,7 +11,6 @@ Shape letters: B images, M gold images, N boxes, S input side.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from adapt.job import Order
-from adapt.trainer import Budget, BudgetTrainer, ProgressReport, arguments, last_checkpoint
+from adapt.run import resume_point
+from adapt.trainer import Budget, BudgetTrainer, ProgressReport, arguments
 from distill.augment import ImageCache
 from distill.prelabels import PREDICTIONS
 from distill.students import SAMPLES, DenseStudent, Student, identity, recipe, save_student, start
@@ -139,7 +139,7 @@ def train(
     cache = ImageCache(
         dataset, round(net.size * CACHE_SCALE), soft=settings.soft, review=settings.review, progress=progress
     )
-    checkpoint = _resume_point(work, run)
+    checkpoint = resume_point(work, run)
     trainee = Trainee(net, settings.ema, _autocast(settings.precision, net, device := pick_device(device)))
     batch = min(settings.batch or found.batch, len(cache))
     epochs = settings.epochs or (ENDLESS if settings.max_seconds else 60)
@@ -261,14 +261,3 @@ def _finished(out: Path, run: dict[str, Any]) -> TrainReport | None:
             remedy="Choose another --out, or start over with --fresh.",
         )
     return TrainReport.model_validate_json((out / REPORT).read_text()).model_copy(update={"already_done": True})
-
-
-def _resume_point(work: Path, run: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from; a run that was begun with other settings or data is discarded."""
-    record = work / "run.json"
-    if record.is_file() and json.loads(record.read_text()) == run:
-        return last_checkpoint(work)
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    artifacts.write_text(record, json.dumps(run))
-    return None

@@ -122,7 +122,7 @@ def adapt_vlm(
 ) -> None:
     """Train a LoRA or QLoRA adapter for a vision-language model on questions and answers about images.
 
-    Example: foveal adapt vlm --base bundled:vlm --data runs/site --out runs/vlm-adapter --set max_seconds=60
+    Example: foveal adapt vlm --base hf:Qwen/Qwen2.5-VL-3B-Instruct --data runs/site --out runs/vlm --set quantise=true
     """
     from adapt.vlm import VlmSettings, adapt
     from foveal.config import load

@@ -352,7 +352,7 @@ def eval_vqa(
 ) -> None:
     """Exact match and ANLS of answers, and IoU of answered boxes.
 
-    Example: foveal eval vqa --data runs/site --vlm bundled:vlm
+    Example: foveal eval vqa --data runs/site --vlm hf:Qwen/Qwen2.5-VL-3B-Instruct
     """
     from adapt.vlm_score import evaluate
 

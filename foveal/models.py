@@ -96,7 +96,7 @@ class ModelRef:
 SCHEMES: dict[str, str] = {
     "open_clip": "open_clip:MODEL/PRETRAINED or open_clip:./folder",
     "hf": "hf:org/model or hf:./folder",
-    "bundled": "bundled:clip, bundled:owl or bundled:vlm",
+    "bundled": "bundled:clip or bundled:owl",
     "onnx": "onnx:./exported-folder",
     "openvino": "openvino:./exported-folder",
     "artifact": "artifact:name@production",
