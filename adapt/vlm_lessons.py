@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapt.dialogues import Dialogue, Dialogues
-from adapt.grounding import Size, box_format, seen_size
 from adapt.job import Order
 from foveal.detections import FloatArray
 from foveal.errors import BadInput
 from foveal.images import decode, size
+from foveal.vlm_boxes import Size, box_format, seen_size
 from foveal.vlm_prompts import IGNORED, ChatPrompts
 from foveal.vlms import TransformersVLM
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapt.dialogues import open_dialogues
-from adapt.grounding import box_format
 from adapt.job import Example, Validation
 from adapt.vlm_lessons import Lesson, lessons
 from evals.vqa import anls, exact_match, grounding_iou
@@ -14,6 +13,7 @@ from foveal.errors import BadInput
 from foveal.images import decode
 from foveal.models import load_vlm
 from foveal.progress import Progress, track
+from foveal.vlm_boxes import box_format
 from foveal.vlms import TransformersVLM
 
 LOCATED = 0.5  # IoU from which a box counts as found

@@ -395,17 +395,18 @@ def serve(
     open_detector: Annotated[
         str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
     ] = None,
+    vlm: Annotated[str | None, typer.Option(metavar="REF", help="Model that answers questions.")] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    demo: Annotated[bool, typer.Option(help="Mount the Search and Detect pages.")] = True,
+    demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
     json_: Json = False,
 ) -> None:
     """Serve search, detection and embeddings over HTTP.
 
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
-    from foveal.models import load_detector, load_encoder, load_open_detector
+    from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
     from serve.app import create_app
     from serve.server import serve as run
@@ -416,6 +417,7 @@ def serve(
         encoder=load_encoder(opened.encoder) if opened else None,
         detector=load_detector(detector, registry) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
+        vlm=load_vlm(vlm) if vlm else None,
         demo=demo,
     )
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))

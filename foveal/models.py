@@ -72,6 +72,10 @@ class VisionLanguageModel(Protocol):
         """The answer to one question about one image."""
         ...
 
+    def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
+        """Where the model says that the phrase is: boxes (N, 4), xyxy in the image's own pixels, unscored."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
@@ -96,7 +100,7 @@ class ModelRef:
 SCHEMES: dict[str, str] = {
     "open_clip": "open_clip:MODEL/PRETRAINED or open_clip:./folder",
     "hf": "hf:org/model or hf:./folder",
-    "bundled": "bundled:clip or bundled:owl",
+    "bundled": "bundled:clip, bundled:owl or bundled:vlm",
     "onnx": "onnx:./exported-folder",
     "openvino": "openvino:./exported-folder",
     "artifact": "artifact:name@production",

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foveal import artifacts
+from foveal.detections import FloatArray
 from foveal.encoders import (
     LOADING_FAILS,
     adapted_fingerprint,
@@ -26,6 +28,7 @@ from foveal.encoders import (
 from foveal.errors import BadInput, UnknownName
 from foveal.models import ModelRef
 from foveal.runtime import pick_device
+from foveal.vlm_boxes import box_format, seen_size
 from foveal.vlm_prompts import ChatPrompts, Florence2Prompts, PaliGemmaPrompts, Prompts
 
 if TYPE_CHECKING:
@@ -167,6 +170,13 @@ class TransformersVLM:
             )
         given = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         return self.prompts.spoken(ids[0, given:].tolist())
+
+    def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
+        """Boxes (N, 4) of what `phrase` names, xyxy in the image's own pixels, by the family's own question for it."""
+        form = box_format(self.family)
+        said = self.answer(image, form.ask(phrase), max_tokens)
+        shares = form.read(said, seen_size(self.processor, image.size))
+        return shares * np.array([*image.size, *image.size], dtype=np.float32)
 
     def placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Inputs on the model's device, pixels in its type."""

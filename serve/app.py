@@ -18,7 +18,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from foveal import __version__
 from foveal.errors import BadInput
-from foveal.models import Detector, Encoder, OpenDetector
+from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
 from serve.engine import Engine, Limits, Model, kind_of
@@ -34,6 +34,7 @@ def create_app(
     encoder: Encoder | None = None,
     detector: Detector | None = None,
     open_detector: OpenDetector | None = None,
+    vlm: VisionLanguageModel | None = None,
     models: Mapping[str, Model] | None = None,
     limits: Limits | None = None,
     demo: bool = False,
@@ -42,16 +43,18 @@ def create_app(
 
     Args:
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
-        encoder, detector, open_detector: served as `encoder`, `detector` and `open-detector`, the default of its kind.
+        encoder, detector, open_detector, vlm: served as `encoder`, `detector`, `open-detector` and `vlm`, the default
+            of its kind.
         models: further models of any kind, by the name that requests use.
-        demo: also mount the pages *Search* and *Detect* at `/`.
+        demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
         BadInput: a name is taken twice, or there is nothing to serve.
         FingerprintMismatch: an archive was built with an encoder that is not here.
     """
     named: dict[str, Model] = {}
-    for name, model in (("encoder", encoder), ("detector", detector), ("open-detector", open_detector)):
+    given = (("encoder", encoder), ("detector", detector), ("open-detector", open_detector), ("vlm", vlm))
+    for name, model in given:
         if model is not None:
             named[name] = model
     twice = sorted(set(named) & set(models or {}))

@@ -1,7 +1,7 @@
-"""The pages to click on: *Search* and *Detect*, in Gradio, mounted in the same application as the API.
+"""The pages to click on: *Search*, *Detect* and *Ask*, in Gradio, mounted in the same application as the API.
 
 Pages call the engine directly and show pictures through the API's own addresses. Nothing is loaded from elsewhere and
-nothing is reported anywhere; both work without a network.
+nothing is reported anywhere; all work without a network.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -25,9 +25,14 @@ from serve import fragments as show
 from serve import look
 from serve.engine import Engine, NotFound, kind_of
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SAMPLES = 24  # pictures shown before anything is searched for
-EXAMPLES = 10  # pictures to try detection on
+EXAMPLES = 10  # pictures to try detection and questions on
+QUESTIONS = ("describe the picture", "how many things are there", "where is the ladder")
 FLOOR = 0.05  # lowest score kept, so that the slider can go down without asking the model again
+NO_PICTURE = "Choose a picture, or try one of the archive's."
 # Clicks on pictures, wherever they are drawn inside the component.
 PICK = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-id]');
@@ -52,6 +57,15 @@ class Looked:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """The picture that is asked about, and what was asked and answered so far."""
+
+    image: Image
+    href: str
+    turns: tuple[tuple[str, str], ...] = ()
+
+
 class Picture(gr.Image):
     """An image field that hands on the uploaded file as it is: decoding, with its limits, is the engine's."""
 
@@ -64,7 +78,7 @@ class Picture(gr.Image):
 
 
 def mount(app: FastAPI, engine: Engine) -> None:
-    """Adds the pages to `app`: *Search* at `/` and *Detect* at `/detect`, or the one of them that can work."""
+    """Adds the pages to `app`: *Search*, *Detect* and *Ask*, those that can work; the first at `/`."""
     blocks = build(engine)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # said even where it is switched off
@@ -85,9 +99,10 @@ def mount(app: FastAPI, engine: Engine) -> None:
 def build(engine: Engine) -> gr.Blocks:
     """The pages over an engine."""
     titles = ["Search"] if engine.archives else []
-    if any(kind_of(model) != "encoder" for model in engine.models.values()):
-        titles.append("Detect")
-    draw = {"Search": _search, "Detect": _detect}
+    kinds = {kind_of(model) for model in engine.models.values()}
+    titles += ["Detect"] if kinds & {"detector", "open-detector"} else []
+    titles += ["Ask"] if "vlm" in kinds else []
+    draw = {"Search": _search, "Detect": _detect, "Ask": _ask}
     paths = {"/" if number == 0 else f"/{title.lower()}": title for number, title in enumerate(titles)}
     with gr.Blocks(title="Foveal", analytics_enabled=False, fill_width=True) as blocks:
         if titles:
@@ -199,7 +214,7 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
             strip = _html(pick=True, elem_id="fv-strip")
         with gr.Column(scale=7, min_width=300):
             said = _html()
-            boxes = _html(show.note("Choose a picture, or try one of the archive's."), elem_id="fv-boxes")
+            boxes = _html(show.note(NO_PICTURE), elem_id="fv-boxes")
             rows = _html(elem_id="fv-rows")
     looked = gr.State(None)
     shown = [said, boxes, rows]
@@ -220,7 +235,7 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
 
     async def upload(path: str | None, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:
         if path is None:
-            return None, "", show.note("Choose a picture, or try one of the archive's."), ""
+            return None, "", show.note(NO_PICTURE), ""
         return await look_at(Path(path).read_bytes(), wanted, least)
 
     async def example(event: gr.EventData, wanted: str | None, least: float) -> tuple[Any, ...]:
@@ -244,6 +259,86 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
     threshold.input(_redrawn, [looked, threshold], shown, trigger_mode="always_last", **QUIET)
     strip.pick(example, [prompts, threshold], [image, looked, *shown], **busy).then(js=TO_RESULT)
     page.load(examples, None, strip, **QUIET)
+
+
+def _ask(engine: Engine, page: gr.Blocks) -> None:
+    name, _ = engine.model("vlm")
+    _html(show.heading("Ask", "A picture, a question, and what the model answers; ask where something is for boxes."))
+    with gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            image = Picture(
+                label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[],
+                elem_id="fv-image",
+            )  # fmt: skip
+            strip = _html(pick=True, elem_id="fv-strip")
+        with gr.Column(scale=7, min_width=300):
+            with gr.Row(elem_classes="fv-ask", equal_height=True):
+                words = gr.Textbox(
+                    placeholder="Ask about the picture", show_label=False, container=False, scale=8,
+                    elem_id="fv-words", max_lines=1,
+                )  # fmt: skip
+                go = gr.Button("Ask", variant="primary", scale=1, min_width=90)
+            chips = _html(show.chips(QUESTIONS), pick=True, elem_id="fv-chips")
+            said = _html()
+            answers = _html(elem_id="fv-talk")
+            boxes = _html(show.note(NO_PICTURE), elem_id="fv-boxes")
+    talk = gr.State(None)
+    shown = [talk, said, answers, boxes]
+
+    async def choose(data: Any) -> tuple[Talk | None, str, str, str]:
+        try:
+            picture = await engine.decode(data) if isinstance(data, bytes) else await engine.picture(data)
+        except FovealError as error:
+            return None, "", "", show.problem(error)
+        href = data_uri(picture, 1280, quality=88)
+        return Talk(picture, href), "", "", show.picture(href, picture.size, Detections.empty(()))
+
+    async def upload(path: str | None) -> tuple[Talk | None, str, str, str]:
+        if path is None:
+            return None, "", "", show.note(NO_PICTURE)
+        return await choose(Path(path).read_bytes())
+
+    async def example(event: gr.EventData) -> tuple[Any, ...]:
+        try:
+            item = await engine.item(str(getattr(event, "id", "")))
+        except NotFound as error:
+            return SKIP, None, "", "", show.problem(error)
+        return item.uri, *(await choose(item))
+
+    async def ask(question: str | None, state: Talk | None) -> tuple[Any, ...]:
+        asked = (question or "").strip()
+        if state is None:
+            return SKIP, SKIP, SKIP, show.note(NO_PICTURE)
+        if not asked:
+            return SKIP, SKIP, SKIP, SKIP
+        began = time.perf_counter()
+        try:
+            answer = await engine.ask(state.image, asked)
+        except FovealError as error:
+            return state, "", show.talk(state.turns), show.problem(error)
+        line = show.status([name, f"{(time.perf_counter() - began) * 1000:.0f} ms"])
+        state = replace(state, turns=(*state.turns, (asked, answer.text)))
+        places = answer.places if answer.places is not None else Detections.empty(())
+        return state, line, show.talk(state.turns), show.picture(state.href, state.image.size, places)
+
+    async def suggested(event: gr.EventData, state: Talk | None) -> tuple[Any, ...]:
+        question = str(getattr(event, "id", ""))
+        return question, *(await ask(question, state))
+
+    async def start() -> tuple[Any, ...]:
+        """The archive's pictures to try, the first of them already there to be asked about."""
+        if not engine.archives or not (items := await engine.sample(EXAMPLES)):
+            return "", SKIP, SKIP, SKIP, SKIP
+        return show.strip(engine.archive()[0], items), *(await choose(items[0]))
+
+    busy: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "show_progress_on": answers}
+    image.upload(upload, [image], shown, **QUIET).then(js=TO_RESULT)
+    image.clear(upload, [image], shown, **QUIET)
+    strip.pick(example, None, [image, *shown], **QUIET).then(js=TO_RESULT)
+    words.submit(ask, [words, talk], shown, **busy)
+    go.click(ask, [words, talk], shown, **busy)
+    chips.pick(suggested, [talk], [words, *shown], **busy)
+    page.load(start, None, [strip, *shown], **QUIET)
 
 
 def _redrawn(looked: Looked | None, least: float) -> tuple[Any, Any, Any]:

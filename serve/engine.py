@@ -1,4 +1,4 @@
-"""What the server can do, apart from HTTP: search, detect and embed with the models and archives it was given.
+"""What the server can do, apart from HTTP: search, detect, answer and embed with the models and archives it was given.
 
 The API and the demo call the same methods. Models run on threads, never on the event loop, and one call at a time each:
 two forward passes at once share the same cores and only lengthen both.
@@ -23,7 +23,7 @@ import numpy as np
 from foveal.detections import Detections, FloatArray
 from foveal.errors import BadImage, BadInput, FingerprintMismatch
 from foveal.images import decode
-from foveal.models import Detector, Encoder, OpenDetector
+from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from retrieval.query import Hit, SearchQuery
 
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from serve.metrics import Metrics
 
 T = TypeVar("T")
-Model = Encoder | Detector | OpenDetector
-Kind = Literal["encoder", "detector", "open-detector"]
+Model = Encoder | Detector | OpenDetector | VisionLanguageModel
+Kind = Literal["encoder", "detector", "open-detector", "vlm"]
 COLUMNS = ("id", "uri", "content_hash", "width", "height", "metadata")
+WHERE = re.compile(r"where (?:is|are) (?:(?:the|an?) )?(?P<phrase>[^?]+?) ?\??", re.IGNORECASE)
 ITEM_ID = re.compile(r"[0-9a-f]{1,64}")
 
 
@@ -55,6 +56,7 @@ class Limits:
     pixels: int = 50_000_000  # of one image, checked in its header before a pixel is decoded
     texts: int = 256  # inputs of one embedding request
     prompts: int = 64  # of one open-vocabulary detection
+    question: int = 2000  # characters
     k: int = 1000  # hits of one search
 
 
@@ -70,8 +72,19 @@ class Item:
     metadata: Mapping[str, str | int | float]
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a vision-language model said; `places` where it was asked for them, named by the phrase and unscored."""
+
+    model: str
+    text: str
+    places: Detections | None = None
+
+
 def kind_of(model: Model) -> Kind:
-    """`encoder`, `detector` (fixed classes) or `open-detector` (classes given as prompts)."""
+    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts) or `vlm` (answers in words)."""
+    if hasattr(model, "answer"):
+        return "vlm"
     if hasattr(model, "encode_images"):
         return "encoder"
     return "detector" if hasattr(model, "classes") else "open-detector"
@@ -206,6 +219,28 @@ class Engine:
         found: list[Detections] = await self._run("detect", self._lanes[name], call)
         return name, found[0]
 
+    async def ask(self, image: Image, question: str, *, model: str | None = None) -> Answer:
+        """One question about one picture; "where is the ..." is answered with boxes, in the way the model writes them.
+
+        Raises:
+            NotFound: there is no vision-language model here.
+            BadInput: the question is empty or too long.
+        """
+        name, vlm = self.model("vlm", model)
+        words = question.strip()
+        if not 1 <= len(words) <= self.limits.question:
+            raise BadInput(
+                "the question cannot be used",
+                expected=f"1 to {self.limits.question} characters",
+                received=f"{len(words)}",
+            )
+        if (where := WHERE.fullmatch(words)) is None:
+            return Answer(name, await self._run("answer", self._lanes[name], vlm.answer, image, words))
+        phrase = where["phrase"]
+        boxes: FloatArray = await self._run("answer", self._lanes[name], vlm.locate, image, phrase)
+        said = "nowhere" if not len(boxes) else "here" if len(boxes) == 1 else f"in {len(boxes)} places"
+        return Answer(name, said, Detections.build(boxes, np.ones(len(boxes)), np.zeros(len(boxes)), [phrase]))
+
     async def embed(
         self, texts: Sequence[str] = (), images: Sequence[Image] = (), *, model: str | None = None
     ) -> tuple[str, FloatArray]:
@@ -237,6 +272,8 @@ class Engine:
                 call = functools.partial(_both, cast(Encoder, model), grey)
             elif kind == "detector":
                 call = functools.partial(cast(Detector, model).detect, [grey])
+            elif kind == "vlm":
+                call = functools.partial(cast(VisionLanguageModel, model).answer, grey, "what is this", 2)
             else:
                 call = functools.partial(cast(OpenDetector, model).detect, [grey], ["a photo"])
             await anyio.to_thread.run_sync(call, limiter=self._lanes[name])

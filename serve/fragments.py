@@ -98,6 +98,18 @@ def picture(href: str, size: tuple[int, int], found: Detections) -> str:
     return f'<div class="fv-picture">{svg.translate(TEMPLATE)}</div>'
 
 
+def chips(questions: Iterable[str]) -> str:
+    """Questions to click on."""
+    buttons = (f'<button type="button" data-id="{text(asked)}">{text(asked)}</button>' for asked in questions)
+    return f'<div class="fv-chips">{"".join(buttons)}</div>'
+
+
+def talk(turns: Sequence[tuple[str, str]]) -> str:
+    """Questions with their answers, the newest on top."""
+    said = "".join(f"<li><p>{text(asked)}</p><b>{text(answered)}</b></li>" for asked, answered in reversed(turns))
+    return f'<ol class="fv-talk" role="log">{said}</ol>'
+
+
 def table(found: Detections) -> str:
     """The detections as a table, best first."""
     if not len(found):

@@ -21,7 +21,7 @@ class Metrics:
         self.in_flight = Gauge("foveal_requests_in_flight", "Requests being worked on.", registry=registry)
         self.stage = Histogram(
             "foveal_stage_seconds",
-            "Time in one stage (decode, encode, search, detect), without waiting for the model to be free.",
+            "Time in one stage (decode, encode, search, detect, answer), without waiting for the model to be free.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,

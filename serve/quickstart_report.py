@@ -17,7 +17,7 @@ from foveal.models import load_detector, load_open_detector
 
 if TYPE_CHECKING:
     from foveal.dataset import Sample
-    from serve.quickstart import Run
+    from serve.quickstart_settings import Run
 
 SHOWN = 0.45  # score from which boxes are drawn
 EXAMPLES, WORST = 4, 6
@@ -25,7 +25,7 @@ EXAMPLES, WORST = 4, 6
 
 def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
     """The headline figures as (label, value, note, state)."""
-    adapt, archive, labels, distill = (report[k] for k in ("adapt", "archive", "prelabel", "distill"))
+    adapt, teach, archive, labels, distill = (report[k] for k in ("adapt", "teach", "archive", "prelabel", "distill"))
     low, high = labels["accepted_interval"]
     verify, served = labels["verification"], report["serve"]
     shared = "0.5"
@@ -48,6 +48,18 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
             "zero-shot accuracy",
             f"{adapt['zero_shot_after']:.1%}",
             f"before {adapt['zero_shot_before']:.1%}, on crops of the hidden test set",
+            None,
+        ),
+        (
+            "right answers",
+            f"{teach['exact_match_after']:.1%}",
+            f"before teaching {teach['exact_match_before']:.1%}, {teach['questions']} questions of the hidden test set",
+            state(teach["exact_match_after"] >= teach["exact_match_before"] + 0.1),
+        ),
+        (
+            "objects located by words",
+            f"{teach['located_after']:.1%}",
+            f"before {teach['located_before']:.1%}; IoU of at least 0.5 with the only object of its kind",
             None,
         ),
         (
@@ -138,6 +150,7 @@ def write(run: Run, report: dict[str, Any]) -> None:
     page.plot(plots.timeline([(s["name"], s["seconds"]) for s in report["stages"]]), "Where the time went")
     _verdict(page, run)
     _searches(page, run)
+    _answers(page, run)
     _labels(page, report)
     _detectors(page, run, report)
     page.write(run.out / "report.html")
@@ -165,6 +178,21 @@ def _searches(page: Report, run: Run) -> None:
             image=decode(Path(search["image"])) if "image" in search else None,
             note=f"where {search['filter']}" if "filter" in search else "",
         )
+
+
+def _answers(page: Report, run: Run) -> None:
+    taught = run.results["teach"]
+    page.section(
+        "Ask",
+        "The vision-language model learns the site's things from the archive's questions (QLoRA: 4-bit weights, a LoRA "
+        "adapter on top). Answers that teaching changed, the most improved first, and the most harmed.",
+    )
+    losses = taught["losses"]
+    page.plot(
+        plots.curves({"training loss": (np.arange(len(losses)) * 10, losses)}), "QLoRA on the archive's questions"
+    )
+    rows = taught["changed"]
+    page.gallery((decode(Path(c["path"])), f"{c['asked']}: {c['before']} \u2192 {c['after']}") for c in rows)
 
 
 def _place(metadata: dict[str, Any]) -> str:

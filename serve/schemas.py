@@ -130,7 +130,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["foveal"] = "foveal"
     root: str = Field(description="the model reference it was loaded from")
     parent: str | None = Field(None, description="the base model, for one with an adapter")
-    kind: Literal["encoder", "detector", "open-detector"]
+    kind: Literal["encoder", "detector", "open-detector", "vlm"]
     fingerprint: str
     classes: list[str] | None = None
     dimension: int | None = None

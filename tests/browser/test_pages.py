@@ -12,7 +12,15 @@ import pytest
 from retrieval.archive import Archive
 from serve.app import create_app
 from serve.server import running
-from tests.serve.conftest import ColourDetector, ColourEncoder, ColourOpenDetector, archive, draw, pictures
+from tests.serve.conftest import (
+    ColourDetector,
+    ColourEncoder,
+    ColourOpenDetector,
+    ColourTalker,
+    archive,
+    draw,
+    pictures,
+)
 
 __all__ = ["archive", "pictures"]  # fixtures
 
@@ -39,6 +47,7 @@ def url(archive: Archive) -> Iterator[str]:
         encoder=ColourEncoder(),
         detector=ColourDetector(),
         open_detector=ColourOpenDetector(),
+        vlm=ColourTalker(),
         demo=True,
     )
     with running(app) as url:
@@ -137,3 +146,35 @@ def test_a_file_that_is_no_picture_is_explained(page: playwright.Page, url: str,
     page.goto(f"{url}/detect")
     page.set_input_files("#fv-image input[type=file]", tmp_path / "a.png")
     assert "not an image" in page.wait_for_selector(".fv-problem").inner_text()
+
+
+def test_ask_about_an_upload_and_where_things_are(page: playwright.Page, url: str, tmp_path: Path) -> None:
+    draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40))).save(tmp_path / "scene.png")
+    page.goto(f"{url}/ask")
+    page.wait_for_selector("#fv-boxes svg")  # one of the archive's pictures is there to begin with
+    page.locator("#fv-strip [data-id]").nth(1).wait_for()
+    page.set_input_files("#fv-image input[type=file]", tmp_path / "scene.png")
+    page.wait_for_function("document.querySelector('#fv-boxes svg').viewBox.baseVal.width === 64")
+    page.fill("#fv-words textarea, #fv-words input", "which colours are there")
+    page.keyboard.press("Enter")
+    page.get_by_text("red and blue").wait_for()
+    assert page.locator("#fv-boxes svg .tag").count() == 0
+
+    page.fill("#fv-words textarea, #fv-words input", "Where is the blue thing?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#fv-boxes svg .tag")
+    assert page.locator("#fv-boxes svg .tag").all_inner_texts() == ["blue thing"]
+    assert page.locator("#fv-talk li b").all_inner_texts() == ["here", "red and blue"]
+
+    page.locator("#fv-chips [data-id]").first.click()
+    page.wait_for_function("document.querySelectorAll('#fv-talk li').length === 3")
+    assert page.locator("#fv-boxes svg .tag").count() == 0
+    page.locator("#fv-strip [data-id]").nth(1).click()
+    page.wait_for_function("document.querySelectorAll('#fv-talk li').length === 0")
+
+
+def test_ask_without_a_picture_says_so(page: playwright.Page, url: str) -> None:
+    page.goto(f"{url}/ask")
+    page.wait_for_selector("#fv-boxes svg")
+    page.locator("#fv-words textarea, #fv-words input").press("Enter")  # nothing asked: nothing happens
+    assert page.locator("#fv-talk li").count() == 0

@@ -61,6 +61,21 @@ class ColourOpenDetector:
         return [find(image, prompts, threshold) for image in images]
 
 
+class ColourTalker:
+    """Names the colours in a picture, says whether one is there, and finds one."""
+
+    name = "colour:talker"
+    fingerprint = hashlib.sha256(b"colour talker").hexdigest()
+
+    def answer(self, image: Image.Image, question: str, max_tokens: int = 64) -> str:
+        seen = [name for name, share in zip(COLOURS, shares(image)[:-1], strict=True) if share > 0]
+        asked = [name for name in COLOURS if name in question.split()]
+        return ("yes" if asked[0] in seen else "no") if asked else " and ".join(seen) or "nothing"
+
+    def locate(self, image: Image.Image, phrase: str, max_tokens: int = 128) -> FloatArray:
+        return find(image, [phrase], 0.0).boxes
+
+
 def nearest_colour(image: Image.Image) -> np.ndarray:
     """(H, W) index of the nearest colour, `len(COLOURS)` where it is the floor."""
     palette = np.array([*COLOURS.values(), FLOOR], dtype=np.float32)

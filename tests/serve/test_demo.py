@@ -7,16 +7,18 @@ from fastapi.testclient import TestClient
 
 from retrieval.archive import Archive
 from serve.app import create_app
-from tests.serve.conftest import ColourDetector, ColourEncoder, ColourOpenDetector
+from tests.serve.conftest import ColourDetector, ColourEncoder, ColourOpenDetector, ColourTalker
 
 
 @pytest.fixture(scope="module")
 def client(archive: Archive) -> TestClient:
-    return TestClient(create_app(archive=archive, encoder=ColourEncoder(), detector=ColourDetector(), demo=True))
+    return TestClient(
+        create_app(archive=archive, encoder=ColourEncoder(), detector=ColourDetector(), vlm=ColourTalker(), demo=True)
+    )
 
 
-def test_both_pages_stand_beside_the_api(client: TestClient) -> None:
-    for path in ("/", "/detect"):
+def test_pages_stand_beside_the_api(client: TestClient) -> None:
+    for path in ("/", "/detect", "/ask"):
         page = client.get(path)
         assert page.status_code == 200
         assert "text/html" in page.headers["content-type"]
@@ -41,5 +43,8 @@ def test_only_pages_that_can_work_are_there() -> None:
     config = only_detect.get("/config").json()
     assert [page[0] for page in config["pages"]] == [""]
     assert "Look for" in str(config["components"])
+    only_ask = TestClient(create_app(vlm=ColourTalker(), demo=True)).get("/config").json()
+    assert [page[0] for page in only_ask["pages"]] == [""]
+    assert "Ask about the picture" in str(only_ask["components"])
     only_embed = TestClient(create_app(encoder=ColourEncoder(), demo=True))
     assert "only embeds" in only_embed.get("/config").text

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from adapt.grounding import FORMATS, box_format, seen_size
 from foveal.errors import UnknownName
+from foveal.vlm_boxes import FORMATS, box_format, seen_size
 from foveal.vlms import FAMILIES
 
 BOX = np.array([[0.12, 0.30, 0.44, 0.61]], dtype=np.float32)

@@ -126,7 +126,7 @@ class PlainShares(BoxFormat):
     """LLaVA-1.5 (arXiv 2310.03744): [x1, y1, x2, y2] as shares of the image, two decimals."""
 
     def ask(self, phrase: str) -> str:
-        return f"Where is the {phrase}?"
+        return f"where is the {phrase}"
 
     def write(self, phrase: str, boxes: FloatArray, seen: Size) -> str:
         return ", ".join("[" + ", ".join(f"{value:.2f}" for value in row) + "]" for row in _sorted(boxes).tolist())
