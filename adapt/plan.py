@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -35,16 +35,39 @@ class Kind:
     """How a kind of adaptation makes its job; modules are imported on first use."""
 
     settings: str  # module:class
-    job: Callable[[str, Dataset, Any, str | None], Job]  # base, data, settings, device
+    job: Callable[[str, Sequence[str], Any, str | None], Job]  # base, sources, settings, device
 
 
-def _clip(base: str, data: Dataset, settings: Any, device: str | None) -> Job:
+def _clip(base: str, sources: Sequence[str], settings: Any, device: str | None) -> Job:
     from adapt.clip import adaptable, make_job
 
-    return make_job(base, adaptable(base, device), data, settings)
+    return make_job(base, adaptable(base, device), _dataset(sources), settings)
 
 
-KINDS: dict[str, Kind] = {"clip": Kind("adapt.clip:ClipSettings", _clip)}
+def _detector(base: str, sources: Sequence[str], settings: Any, device: str | None) -> Job:
+    from adapt.detector import adaptable, make_job
+
+    return make_job(base, adaptable(base, device), _dataset(sources), settings)
+
+
+def _vlm(base: str, sources: Sequence[str], settings: Any, device: str | None) -> Job:
+    from adapt.dialogues import open_dialogues
+    from adapt.vlm import adaptable, make_job
+
+    return make_job(base, adaptable(base, device), open_dialogues(sources), settings)
+
+
+def _dataset(sources: Sequence[str]) -> Dataset:
+    if len(sources) != 1:
+        raise BadInput("the run learns from one dataset", expected="one source", received=", ".join(sources) or "none")
+    return Dataset.open(sources[0])
+
+
+KINDS: dict[str, Kind] = {
+    "clip": Kind("adapt.clip:ClipSettings", _clip),
+    "detector": Kind("adapt.detector:DetectorSettings", _detector),
+    "vlm": Kind("adapt.vlm:VlmSettings", _vlm),
+}
 
 
 class Measured(BaseModel):
@@ -97,7 +120,7 @@ def settings_class(kind: str) -> type[Settings]:
 def plan(
     kind: str,
     base: str,
-    data: str,
+    sources: Sequence[str],
     settings: Settings,
     progress: Progress | None = None,
     *,
@@ -108,7 +131,7 @@ def plan(
     """Measure a run; with `fit` look for the fastest settings that fit, leaving the batch as it is.
 
     Args:
-        data: a dataset source.
+        sources: what the run would learn from: a dataset, or the dialogues of a VLM in one or more files.
         memory_mb: plan for a machine with this much free instead of what is free here.
 
     Raises:
@@ -117,7 +140,7 @@ def plan(
     if memory_mb is not None and memory_mb <= 0:
         raise BadInput("no memory to plan for", expected="a size above 0 MB", received=f"{memory_mb:g}")
     asked = settings_class(kind).model_validate(settings.model_dump())
-    first = _judge(kind, base, data, asked, [], memory_mb, device)
+    first = _judge(kind, base, sources, asked, [], memory_mb, device)
     if first.fits or not fit:
         return first
     tried, found = [_outcome(first)], [first]
@@ -125,7 +148,7 @@ def plan(
         changed = settings_class(kind).model_validate({**asked.model_dump(), **words})
         if progress is not None:
             progress.note(f"{tried[-1]}; trying {' '.join(_words(words))}")
-        found.append(_judge(kind, base, data, changed, _words(words), memory_mb, device))
+        found.append(_judge(kind, base, sources, changed, _words(words), memory_mb, device))
         tried.append(_outcome(found[-1]))
     fitting = [one for one in found if one.fits and one.seconds_a_step is not None]
     best = min(fitting, key=lambda one: one.seconds_a_step or 0.0) if fitting else found[-1]
@@ -152,9 +175,15 @@ def _outcome(one: Plan) -> str:
 
 
 def _judge(
-    kind: str, base: str, data: str, settings: Settings, words: list[str], memory_mb: float | None, device: str | None
+    kind: str,
+    base: str,
+    sources: Sequence[str],
+    settings: Settings,
+    words: list[str],
+    memory_mb: float | None,
+    device: str | None,
 ) -> Plan:
-    measured = measure(kind, base, data, settings, device)
+    measured = measure(kind, base, sources, settings, device)
     if measured is None:
         return Plan(base=base, fits=False, reason="memory ran out", set=words)
     free = memory_mb if memory_mb is not None else measured.available_mb * HEADROOM
@@ -180,13 +209,21 @@ def _judge(
     )
 
 
-def measure(kind: str, base: str, data: str, settings: Settings, device: str | None = None) -> Measured | None:
+def measure(
+    kind: str, base: str, sources: Sequence[str], settings: Settings, device: str | None = None
+) -> Measured | None:
     """A few steps in a process of their own; None when memory ran out.
 
     Raises:
         FovealError: the run refuses, with its own message.
     """
-    request = {"kind": kind, "base": base, "data": data, "settings": settings.model_dump(mode="json"), "device": device}
+    request = {
+        "kind": kind,
+        "base": base,
+        "sources": list(sources),
+        "settings": settings.model_dump(mode="json"),
+        "device": device,
+    }
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -221,7 +258,7 @@ def _measure_here(request: dict[str, Any]) -> dict[str, Any]:
     quiet = {"trackers": (), "epochs": None, "checkpoint_seconds": 1e9, "validate_every": None}
     device = pick_device(request["device"])
     available = _available_mb(device)
-    job = kind.job(request["base"], Dataset.open(request["data"]), settings, request["device"])
+    job = kind.job(request["base"], request["sources"], settings, request["device"])
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     for seconds in (1e-3, MEASURED_SECONDS):  # the first step fills caches and is not counted
         limited = settings.model_copy(update={**quiet, "max_seconds": seconds})

@@ -19,8 +19,6 @@ RunDir = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folde
 ListModules = Annotated[bool, typer.Option("--list-modules", help="Print what LoRA attaches to, and train nothing.")]
 
 adapt_app = typer.Typer(no_args_is_help=True, help="Fine-tune a backbone with LoRA.")
-plan_app = typer.Typer(no_args_is_help=True, help="Say before a run what it will need.")
-adapt_app.add_typer(plan_app, name="plan")
 
 
 @adapt_app.command("clip")
@@ -132,10 +130,11 @@ def adapt_vlm(
     _show(report, json_)
 
 
-@plan_app.command("clip")
-def plan_clip(
-    base: Annotated[str, typer.Option("--base", metavar="REF", help="Encoder to adapt.")],
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions or labels.")],
+@adapt_app.command("plan")
+def adapt_plan(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="clip, detector or vlm.")],
+    base: Annotated[str, typer.Option("--base", metavar="REF", help="Model to adapt.")],
+    data: Annotated[list[str], typer.Option("--data", metavar="SOURCE", help="What the run would learn from.")],
     config: Config = None,
     overrides: Overrides = None,
     fit: Annotated[bool, typer.Option("--fit", help="Look for the fastest settings that fit; batch stays.")] = False,
@@ -149,8 +148,8 @@ def plan_clip(
     from adapt.plan import plan, settings_class
     from foveal.config import load
 
-    settings = load(settings_class("clip"), config, overrides or ())
-    found = plan("clip", base, data, settings, live_progress(), memory_mb=memory, fit=fit)
+    settings = load(settings_class(kind), config, overrides or ())
+    found = plan(kind, base, data, settings, live_progress(), memory_mb=memory, fit=fit)
     emit(found, json_)
 
 

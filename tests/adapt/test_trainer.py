@@ -24,6 +24,7 @@ from adapt.run import AdaptReport
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FovealError
 from foveal.models import load_encoder
+from foveal.progress import SilentProgress
 from tests.tiny import tiny_clip
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def data(source: Path) -> Dataset:
     return Dataset.open(source)
+
+
+class Told(SilentProgress):
+    """What a run says meanwhile."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def arguments(base: str, source: Path, out: Path, settings: ClipSettings) -> list[str]:
@@ -117,6 +128,36 @@ def test_an_early_stop_keeps_the_best_adapter(
     assert [step for step, _ in report.watched] == [1, 2, 3, 4]
     assert marks[-1] == pytest.approx(marks[2], abs=1e-9)  # the adapter of step 2 is back
     assert marks[-1] != pytest.approx(marks[4], abs=1e-9)
+
+
+def test_an_early_stop_that_was_interrupted_stops_where_it_would_have(
+    base: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[float | None] = []  # what the looks find; None is Ctrl-C
+
+    def judged(*_: Any) -> Validation:
+        found = figures.pop(0)
+        if found is None:
+            raise KeyboardInterrupt
+        return Validation({"top1": found})
+
+    monkeypatch.setattr(clip, "_validate", judged)
+    monkeypatch.setattr(clip, "_baselines", lambda *_: None)
+    changed = {"validate_every": 1, "patience": 3, "epochs": 20, "checkpoint_seconds": 1e-6}
+    settings = QUICK.model_copy(update=changed)
+    figures[:] = [0.0, 0.3, 0.9, 0.5, 0.4, 0.4, 0.9]  # before; steps 1 to 5; the best one again
+    whole = adapt(base, data, tmp_path / "whole", settings, validation=data)
+    assert whole.steps == 5
+    figures[:] = [0.0, 0.3, 0.9, None]
+    with pytest.raises(KeyboardInterrupt):
+        adapt(base, data, tmp_path / "cut", settings, validation=data)
+    figures[:] = [0.5, 0.4, 0.4, 0.9]  # steps 3 to 5; the look before training is remembered
+    told = Told()
+    cut = adapt(base, data, tmp_path / "cut", settings, told, validation=data)
+    assert "resumed at step 2" in told.lines
+    assert "kept the adapter of step 2: validation top1 0.9000" in told.lines
+    assert (cut.watched, cut.steps, cut.before, cut.after) == (whole.watched, 5, {"top1": 0.0}, {"top1": 0.9})
+    np.testing.assert_allclose(cut.losses, whole.losses, rtol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_names_its_images(
@@ -184,7 +225,9 @@ def test_a_killed_run_goes_on_to_the_same_losses(base: str, source: Path, data: 
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut").exists()
-    cut = adapt(base, data, tmp_path / "cut", settings, device="cpu")
+    told = Told()
+    cut = adapt(base, data, tmp_path / "cut", settings, told, device="cpu")
+    assert any(line.startswith("resumed at step ") for line in told.lines)
     whole = adapt(base, data, tmp_path / "whole", settings, device="cpu")
     np.testing.assert_allclose(cut.losses, whole.losses, rtol=1e-5)
 
