@@ -21,7 +21,11 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (arXiv 1708.02002)
 
 
 def set_loss(
-    logits: Tensor, boxes: Tensor, truth: Sequence[tuple[Tensor, Tensor]], asked: Tensor | None = None
+    logits: Tensor,
+    boxes: Tensor,
+    truth: Sequence[tuple[Tensor, Tensor]],
+    asked: Tensor | None = None,
+    count: float | None = None,
 ) -> Tensor:
     """Focal loss of every asked prompt at every candidate, L1 and GIoU of matched boxes, by the number of true boxes.
 
@@ -30,6 +34,7 @@ def set_loss(
         boxes: (B, Q, 4).
         truth: for each image the prompt index (N,) and box (N, 4) of every object.
         asked: (B, P) prompts that count for an image: its own and the negatives drawn for it; all when absent.
+        count: divide by this instead of the number of true boxes here, for a part of a larger batch.
     """
     wanted = torch.zeros_like(logits)
     found: list[Tensor] = []
@@ -40,13 +45,12 @@ def set_loss(
         found.append(boxes[i, candidates])
         true.append(known[objects])
     chosen, target = torch.cat(found), torch.cat(true).to(boxes)
-    count = max(len(target), 1)
     by_prompt = focal(logits, wanted)
     if asked is not None:
         by_prompt = by_prompt * asked[:, None, :]
     overlap = giou(chosen, target).diagonal()
     total = CLASS * by_prompt.sum() + L1 * (chosen - target).abs().sum() + GIOU * (1 - overlap).sum()
-    return total / count
+    return total / (max(len(target), 1) if count is None else count)
 
 
 def focal(logits: Tensor, wanted: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from adapt import detection_losses, detector_targets, run
-from adapt.job import Example, Job, LossFunction, Validation
+from adapt.job import ENDLESS, Example, Job, LossFunction, Order, Validation
 from adapt.run import AdaptReport
 from adapt.scenes import Collator, Scenes, load_scenes, may_mirror, seen_size
 from adapt.settings import Settings
@@ -110,6 +110,7 @@ def make_job(
     else:
         loss = grounding_loss(detector, scenes.classes)
     model = adapters.fresh(detector.model, lora_config(settings, chosen), settings.seed, base_ref)
+    order = Order(len(scenes), settings.batch, ENDLESS, settings.seed)
     notes = [] if may_mirror(scenes.classes) else ["images were not mirrored: class names tell left from right"]
     if validation is not None and not any(sample.truth is not None and len(sample.truth) for sample in validation):
         raise BadInput("the validation set has no boxes", expected="held-out images with boxes")
@@ -124,7 +125,7 @@ def make_job(
         total_params=total,
         loss=loss,
         count=len(scenes),
-        collate=Collator(scenes, settings.seed, settings.augment, settings.negatives),
+        collate=Collator(scenes, order, settings.augment, settings.negatives),
         names=lambda i: str(scenes.paths[i]),
         check=lambda folder: _check_merge(detector, base_ref, folder, scenes),
         data={
@@ -150,7 +151,7 @@ def owl_loss(detector: OwlDetector, classes: tuple[str, ...], text_learns: bool)
         features = features_map.flatten(1, 2)  # (B, Q, D)
         logits, _ = model.class_predictor(features, queries.expand(len(features), -1, -1))
         boxes = model.box_predictor(features, features_map)
-        return detection_losses.set_loss(logits.float(), boxes.float(), _truth(batch), batch["asked"])
+        return detection_losses.set_loss(logits.float(), boxes.float(), _truth(batch), batch["asked"], batch["count"])
 
     return loss
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapt.job import Order
 from adapt.pairs import augmented
 from adapt.run import check_share
 from foveal.dataset import Dataset
@@ -94,11 +95,13 @@ class Collator:
 
     A batch holds `pixels` (B, 3, H, W) normalised and padded at the bottom and right, `mask` (B, H, W) of what is
     image, `boxes` (B, M, 4), `labels` (B, M) with -1 where an image has fewer objects, and `asked` (B, P): the classes
-    an image is asked about, its own and at most `negatives` others.
+    an image is asked about, its own and at most `negatives` others. `count` () is what the losses of this piece of a
+    batch of `order` are divided by: their mean over all pieces is the whole batch's loss by its number of boxes.
     """
 
-    def __init__(self, scenes: Scenes, seed: int, augment: bool, negatives: int) -> None:
-        self.scenes, self.seed, self.augment, self.negatives = scenes, seed, augment, negatives
+    def __init__(self, scenes: Scenes, order: Order, augment: bool, negatives: int) -> None:
+        self.scenes, self.order, self.seed = scenes, order, order.seed
+        self.augment, self.negatives = augment, negatives
         self.mirror = augment and may_mirror(scenes.classes)
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
@@ -113,14 +116,34 @@ class Collator:
             mask[i, : picture.shape[1], : picture.shape[2]] = 1
             boxes[i, : len(known)], labels[i, : len(names)] = known, names
         asked = torch.stack([chosen for *_, chosen in examples])
-        return {"pixels": pixels, "mask": mask, "boxes": boxes, "labels": labels, "asked": asked}
+        first = items[0][0] - items[0][0] % self.order.batch
+        whole = sum(self._kept(*self.order[first + i]) for i in range(self.order.batch))
+        count = torch.tensor(max(whole, 1) * len(items) / self.order.batch)
+        return {"pixels": pixels, "mask": mask, "boxes": boxes, "labels": labels, "asked": asked, "count": count}
+
+    def _kept(self, position: int, index: int) -> int:
+        """How many boxes an example has left once it is augmented."""
+        boxes = self.scenes.boxes[index]
+        if not self.augment:
+            return len(boxes)
+        random = torch.from_numpy(np.random.default_rng((self.seed, position)).random((1, DRAWS))).float()
+        if self._mirrors(random):
+            boxes = mirrored_boxes(boxes, self._width(index))
+        return int(cropped(boxes, random[0, 1:])[1].sum())
+
+    def _mirrors(self, random: Tensor) -> bool:
+        return self.mirror and bool(random[0, 0] < 0.5)
+
+    def _width(self, index: int) -> float:
+        """Share of the columns that are picture."""
+        return self.scenes.extent[index] / self.scenes.pixels[index].shape[-1]
 
     def _example(self, position: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         scenes, rng = self.scenes, np.random.default_rng((self.seed, position))
         random = torch.from_numpy(rng.random((1, DRAWS))).float()
         pixels = scenes.pixels[index].float() / 255
         boxes, labels = scenes.boxes[index], scenes.labels[index]
-        if self.mirror and random[0, 0] < 0.5:
+        if self._mirrors(random):
             pixels, boxes = mirrored(pixels, boxes, scenes.extent[index])
         if self.augment:
             pixels = augmented(pixels[None], random[:, 1:])[0]
@@ -135,9 +158,14 @@ class Collator:
 def mirrored(pixels: Tensor, boxes: Tensor, extent: int) -> tuple[Tensor, Tensor]:
     """Pixels (3, H, W) with their first `extent` columns mirrored (the rest is padding), and boxes (N, 4) with them."""
     turned = torch.cat([pixels[..., :extent].flip(-1), pixels[..., extent:]], dim=-1)
+    return turned, mirrored_boxes(boxes, extent / pixels.shape[-1])
+
+
+def mirrored_boxes(boxes: Tensor, width: float) -> Tensor:
+    """Boxes (N, 4) in a picture that fills `width` of the columns, mirrored with it."""
     boxes = boxes.clone()
-    boxes[:, 0] = extent / pixels.shape[-1] - boxes[:, 0]
-    return turned, boxes
+    boxes[:, 0] = width - boxes[:, 0]
+    return boxes
 
 
 def cropped(boxes: Tensor, random: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from PIL import Image, ImageDraw
 
 from adapt import detector_targets, scenes
 from adapt.detector import DetectorSettings, adapt, adaptable, make_job
+from adapt.job import Order
+from adapt.run import AdaptReport
 from adapt.trainer import trainable
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
@@ -23,6 +28,17 @@ from tests.tiny import tiny_owl
 
 CLASSES = ("red crate", "blue barrel")
 FAST = DetectorSettings(batch=4, epochs=2)
+# Crops leave images of a batch with different numbers of boxes.
+UNEVEN = FAST.model_copy(update={"precision": "float32", "trackers": ()})
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from adapt.detector import DetectorSettings, adapt
+from foveal.dataset import Dataset
+torch.set_num_threads(1)
+base, data, out, settings = sys.argv[1:]
+adapt(base, Dataset.open(data), Path(out), DetectorSettings.model_validate_json(settings), device="cpu")
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +84,29 @@ def test_owl_learns_boxes_by_heart(owl: str, data: Dataset, tmp_path: Path) -> N
     adapted = load_open_detector(f"{owl}+{tmp_path / 'a'}")
     assert adapted.fingerprint == report.fingerprint != load_open_detector(owl).fingerprint
     assert adapt(owl, data, tmp_path / "a", settings, validation=data).already_done
+
+
+def test_pieces_of_a_batch_give_the_losses_of_the_whole(owl: str, data: Dataset, tmp_path: Path) -> None:
+    plain = adapt(owl, data, tmp_path / "plain", UNEVEN)
+    pieces = adapt(owl, data, tmp_path / "pieces", UNEVEN.model_copy(update={"micro_batch": 1}))
+    np.testing.assert_allclose(pieces.losses, plain.losses, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(owl: str, data: Dataset, tmp_path: Path) -> None:
+    alone = adapt(owl, data, tmp_path / "one", UNEVEN, device="cpu")
+    data.write(tmp_path / "coco.json", "coco")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [owl, str(tmp_path / "coco.json"), str(tmp_path / "two"), UNEVEN.model_dump_json()]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "script.py"), *words], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = AdaptReport.model_validate_json((tmp_path / "two" / "report.json").read_text())
+    assert both.steps == alone.steps
+    np.testing.assert_allclose(both.losses, alone.losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["owl", "grounding"])
@@ -147,7 +186,7 @@ def test_boxes_follow_the_padding_and_the_mirror(owl: str, data: Dataset) -> Non
 
 def test_boxes_follow_the_crop(owl: str, data: Dataset) -> None:
     loaded = scenes.load_scenes(adaptable(owl), data)
-    batch = scenes.Collator(loaded, 3, augment=True, negatives=0)([(k, k) for k in range(8)])
+    batch = scenes.Collator(loaded, Order(8, 8, 1, 3), augment=True, negatives=0)([(k, k) for k in range(8)])
     pixels = batch["pixels"] * loaded.deviation + loaded.mean
     for i in range(8):
         for box, label in zip(batch["boxes"][i], batch["labels"][i].tolist(), strict=True):
