@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from adapt import losses, run, targets
-from adapt.job import Example, Job, LossFunction, Validation
+from adapt.job import ENDLESS, Example, Job, LossFunction, Order, Validation
 from adapt.pairs import BATCH, FEATURES, Collator, Pairs, load_pairs, look_alikes
 from adapt.run import AdaptReport
 from adapt.settings import Settings
@@ -112,6 +112,7 @@ def make_job(
         notes.append(f"{pairs.overlong} of {len(pairs.meaning)} captions are longer than the context and were cut")
         if progress is not None:
             progress.note(notes[-1])
+    order = Order(len(pairs), settings.batch, ENDLESS, settings.seed, arrange)
     loss = contrastive_loss(encoder, settings, pairs)
     chosen = targets.choose(encoder.model, settings.towers, settings.target_modules)
     model = adapters.fresh(encoder.model, targets.lora_config(settings, chosen), settings.seed, base_ref)
@@ -126,7 +127,7 @@ def make_job(
         total_params=total,
         loss=loss,
         count=len(pairs),
-        collate=Collator(pairs, settings.seed, settings.augment, frozen),
+        collate=Collator(pairs, order, settings.augment, frozen),
         names=lambda i: str(pairs.paths[i]),
         check=lambda folder: _check_merge(model, encoder, base_ref, folder, pairs),
         data={"images": len(pairs), "captions": len(pairs.meaning)},
@@ -145,7 +146,8 @@ def contrastive_loss(encoder: TorchEncoder, settings: ClipSettings, pairs: Pairs
     """The loss of a batch made by `Collator`, over the pairs of all processes, at the encoder's own temperature.
 
     With `micro_batch` the embeddings of a large batch are computed piece by piece without keeping activations, and
-    again in the backward pass: gradient caching (arXiv 2101.06983), here by checkpointing each piece.
+    again in the backward pass: gradient caching (arXiv 2101.06983), here by checkpointing each piece. Labelled images
+    are told apart by class names instead, which every process has whole.
     """
     objective = settings.objective
     if objective == "auto":
@@ -158,6 +160,10 @@ def contrastive_loss(encoder: TorchEncoder, settings: ClipSettings, pairs: Pairs
     def loss(model: Any, batch: dict[str, Any]) -> Tensor:
         images = _embed(encoder.image_features, model, batch["image"], settings.micro_batch)
         texts = _embed(encoder.text_features, model, batch["text"], settings.micro_batch)
+        if "same" in batch:
+            if bias is None:
+                return losses.classify(images, texts, scale, batch["same"])
+            return losses.sigmoid(images, texts, scale, bias, batch["same"])
         images, texts, meaning = (losses.gathered(rows) for rows in (images, texts, batch["meaning"]))
         same = meaning[:, None] == meaning[None, :]
         if bias is None:

@@ -24,6 +24,16 @@ def info_nce(images: Tensor, texts: Tensor, scale: float | Tensor, same: Tensor 
     return (rows + columns) / 2
 
 
+def classify(images: Tensor, texts: Tensor, scale: float | Tensor, same: Tensor) -> Tensor:
+    """Cross-entropy of unit-length images (B, D) over texts of classes (M, D), each image having one -> scalar.
+
+    Args:
+        scale: multiplier of the cosine similarity.
+        same: (B, M) bool, true at each image's own class.
+    """
+    return functional.cross_entropy((scale * images @ texts.T).float(), same.float())
+
+
 def sigmoid(
     images: Tensor, texts: Tensor, scale: float | Tensor, bias: float | Tensor, same: Tensor | None = None
 ) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapt.job import Order
 from adapt.run import check_share
 from adapt.targets import Tower
 from evals.zero_shot import TEMPLATES
@@ -25,6 +26,7 @@ from foveal.progress import Progress, track
 
 BATCH = 64
 DRAWS = 9  # random numbers an example takes: its caption, and eight for `augmented`
+LABEL, CAPTION = "label ", "caption "  # how a meaning begins
 FEATURES = "features"  # stands in a batch for the inputs of a tower that does not learn
 
 
@@ -42,6 +44,7 @@ class Pairs:
     paths: list[Path]  # of the images
     overlong: int  # captions that were cut at the model's context
     skipped: list[tuple[Path, str]]
+    labelled: bool  # every caption is a template around a class name
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -108,6 +111,7 @@ def load_pairs(
         paths=paths,
         overlong=encoder.overlong(texts),
         skipped=skipped,
+        labelled=all(what.startswith(LABEL) for what in known),
     )
 
 
@@ -115,33 +119,57 @@ def _captions(sample: Sample) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Texts of a sample and, for each, what it says: equal for texts that are no negatives of each other."""
     texts = tuple(text for text in sample.captions if text.strip())
     if not texts and sample.label:
-        return tuple(t.replace("{}", sample.label) for t in TEMPLATES), (f"label {sample.label}",) * len(TEMPLATES)
-    return texts, texts
+        return tuple(t.replace("{}", sample.label) for t in TEMPLATES), (f"{LABEL}{sample.label}",) * len(TEMPLATES)
+    return texts, tuple(f"{CAPTION}{text}" for text in texts)
 
 
 class Collator:
     """Items -> a batch: one caption an image at random, light augmentation, drawn from seed and position alone.
 
+    Where all images are labelled, texts are not those of the images but of classes, one template each at random: those
+    of the whole batch, and others up to its size. `same` (B, M) says which text belongs to which image; for captions it
+    is left to the loss, which sees all processes' rows, to compare `meaning` (B,).
+
     Args:
+        order: of the run, which tells what the whole batch is that these items are part of.
         frozen: features (N, D) of all images or (M, D) of all captions where that tower does not learn; they stand in
             for its inputs.
     """
 
-    def __init__(self, pairs: Pairs, seed: int, augment: bool, frozen: dict[Tower, Tensor] | None = None) -> None:
-        self.pairs, self.seed, self.augment, self.frozen = pairs, seed, augment, frozen or {}
+    def __init__(self, pairs: Pairs, order: Order, augment: bool, frozen: dict[Tower, Tensor] | None = None) -> None:
+        self.pairs, self.order, self.seed = pairs, order, order.seed
+        self.augment, self.frozen = augment, frozen or {}
+        # Of each class, the first of its captions: they stand together, one a template.
+        _, places = np.unique(pairs.meaning.numpy(), return_index=True)
+        self._captions = torch.from_numpy(places)
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor | dict[str, Tensor]]:
         pairs = self.pairs
         draws = np.stack([np.random.default_rng((self.seed, position)).random(DRAWS) for position, _ in items])
         random = torch.from_numpy(draws).float()  # (B, DRAWS) in [0, 1)
         index = torch.tensor([image for _, image in items])
+        image = self._image(index, random[:, 1:])
+        if self.pairs.labelled:
+            classes, caption = self._classes(items[0][0] // self.order.batch)
+            own = self.pairs.meaning[self.pairs.first[index]]
+            return {"image": image, "text": self._text(caption), "same": own[:, None] == classes[None, :]}
         lowest, beyond = pairs.first[index], pairs.first[index + 1]
         caption = (lowest + (random[:, 0] * (beyond - lowest)).long()).clamp(max=beyond - 1)
         return {
-            "image": self._image(index, random[:, 1:]),
+            "image": image,
             "text": self._text(caption),
             "meaning": pairs.meaning[caption],
         }
+
+    def _classes(self, step: int) -> tuple[Tensor, Tensor]:
+        """The classes that the batch of a step is told apart by, and a caption of each."""
+        batch, rng = self.order.batch, np.random.default_rng((self.seed, step, 0))
+        shown = [self.order[step * batch + i][1] for i in range(batch)]
+        present = self.pairs.meaning[self.pairs.first[torch.tensor(shown)]].unique()
+        shuffled = torch.from_numpy(rng.permutation(len(self._captions)))
+        others = shuffled[~torch.isin(shuffled, present)][: max(0, batch - len(present))]
+        classes = torch.cat([present, others])
+        return classes, self._captions[classes] + torch.from_numpy(rng.integers(len(TEMPLATES), size=len(classes)))
 
     def _image(self, index: Tensor, random: Tensor) -> dict[str, Tensor]:
         if "image" in self.frozen:

@@ -28,6 +28,7 @@ from PIL import Image
 
 import adapt.trainer  # noqa: F401  (loaded before memory is measured)
 from adapt.clip import ClipSettings, adaptable, make_job
+from adapt.job import Order
 from adapt.pairs import Collator, load_pairs
 from adapt.run import train
 from foveal.dataset import Dataset, Sample
@@ -98,7 +99,7 @@ def full(base: str, data: Dataset, batch: int, steps: int) -> tuple[float, float
     encoder = adaptable(base, "cpu")
     model = encoder.model.requires_grad_(True)
     pairs = load_pairs(encoder, data)
-    loader = Loader(Collator(pairs, 0, augment=False), batch, steps + 1)
+    loader = Loader(Collator(pairs, Order(batch, batch, steps + 1, 0), augment=False), batch, steps + 1)
     model.output_dict = True  # pyright: ignore
     args = Namespace(
         device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=True, horovod=False,

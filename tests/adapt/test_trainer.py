@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import signal
 import subprocess
@@ -79,6 +81,25 @@ class Told(SilentProgress):
         self.lines.append(text)
 
 
+@pytest.fixture(scope="module", params=["labels", "captions"])
+def either(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures with labels, or with two captions each."""
+    if request.param == "labels":
+        return source
+    folder = tmp_path_factory.mktemp("captions")
+    lines = [
+        {"image": str(path), "captions": [f"a {path.parent.name} crate {path.stem}", f"crate {path.parent.name}"]}
+        for path in sorted(source.glob("*/*.png"))
+    ]
+    (folder / "captions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioned(data: Dataset) -> Dataset:
+    return samples(data, lambda i: f"a crate numbered {i}")
+
+
 def arguments(base: str, source: Path, out: Path, settings: ClipSettings) -> list[str]:
     return [base, str(source), str(out), settings.model_dump_json()]
 
@@ -88,12 +109,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(base: str, source: Path, data: Dataset, tmp_path: Path) -> None:
-    alone = adapt(base, data, tmp_path / "one", QUICK, device="cpu")
+def test_two_processes_give_the_losses_of_one(base: str, either: Path, tmp_path: Path) -> None:
+    alone = adapt(base, Dataset.open(either), tmp_path / "one", QUICK, device="cpu")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    command = [*launcher, *arguments(base, source, tmp_path / "two", QUICK)]
+    command = [*launcher, *arguments(base, either, tmp_path / "two", QUICK)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]
     both = AdaptReport.model_validate_json((tmp_path / "two" / "report.json").read_text())
@@ -104,7 +125,8 @@ def test_two_processes_give_the_losses_of_one(base: str, source: Path, data: Dat
 @pytest.mark.parametrize(
     "changed", [{"micro_batch": 2}, {"micro_batch": 3}, {"checkpointing": True}], ids=["cache", "uneven", "checkpoint"]
 )
-def test_less_memory_gives_the_same_losses(base: str, data: Dataset, tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_less_memory_gives_the_same_losses(base: str, either: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    data = Dataset.open(either)
     plain = adapt(base, data, tmp_path / "plain", QUICK)
     small = adapt(base, data, tmp_path / "small", QUICK.model_copy(update=changed))
     np.testing.assert_allclose(small.losses, plain.losses, rtol=1e-4)
@@ -161,7 +183,7 @@ def test_an_early_stop_that_was_interrupted_stops_where_it_would_have(
 
 
 def test_a_loss_that_is_not_finite_names_its_images(
-    base: str, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: str, captioned: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual, steps = losses.info_nce, iter(range(100))
 
@@ -170,9 +192,49 @@ def test_a_loss_that_is_not_finite_names_its_images(
 
     monkeypatch.setattr(losses, "info_nce", breaking)
     with pytest.raises(FovealError, match=r"nan at step 4, in the batch of .*\.png and 4 more"):
-        adapt(base, data, tmp_path / "a", QUICK.model_copy(update={"checkpoint_seconds": 1e-6}))
+        adapt(base, captioned, tmp_path / "a", QUICK.model_copy(update={"checkpoint_seconds": 1e-6}))
     kept = {path.name for path in (tmp_path / ".a.run").glob("checkpoint-*")}
     assert "checkpoint-3" in kept
+
+
+def test_labelled_images_are_told_apart_by_all_classes(base: str, data: Dataset) -> None:
+    encoder: Any = load_encoder(base, "cpu")
+    loaded = pairs.load_pairs(encoder, data)
+    order = Order(16, 8, 4, 0)
+    collate = pairs.Collator(loaded, order, augment=False)
+    texts: set[bytes] = set()
+    for step in range(4):
+        items = [order[step * 8 + i] for i in range(8)]
+        batch, half = collate(items), collate(items[4:])
+        tokens = batch["text"]["text"]
+        assert batch["same"].shape == (8, 4)  # every class, though a batch may hold but three of them
+        assert torch.equal(batch["same"].sum(dim=1), torch.ones(8, dtype=torch.long))
+        assert torch.equal(half["text"]["text"], tokens)  # another process's share: the same texts
+        assert torch.equal(half["same"], batch["same"][4:])
+        for row, (_, i) in zip(batch["same"], items, strict=True):
+            (place,) = row.nonzero()[0].tolist()
+            said = {t.replace("{}", str(data[i].label)) for t in pairs.TEMPLATES}
+            known = encoder.text_inputs(sorted(said))["text"]
+            assert bool((known == tokens[place]).all(dim=1).any())
+        texts |= {row.numpy().tobytes() for row in tokens}
+    assert len(texts) > 4  # templates change
+
+
+def test_more_classes_than_a_batch_are_sampled(base: str, data: Dataset) -> None:
+    encoder: Any = load_encoder(base, "cpu")
+    order = Order(16, 2, 8, 0)
+    collate = pairs.Collator(pairs.load_pairs(encoder, data), order, augment=False)
+    for step in range(8):
+        batch = collate([order[2 * step], order[2 * step + 1]])
+        assert batch["same"].shape == (2, 2)
+        assert torch.equal(batch["same"].sum(dim=1), torch.ones(2, dtype=torch.long))
+
+
+def test_cross_entropy_over_classes_by_hand() -> None:
+    images, texts = torch.eye(3)[:2], torch.eye(3)
+    same = torch.tensor([[True, False, False], [False, False, True]])
+    right, wrong = (math.log(math.e**2 + 2) - x for x in (2, 0))
+    assert losses.classify(images, texts, 2.0, same).item() == pytest.approx((right + wrong) / 2)
 
 
 def test_the_sigmoid_loss_by_hand() -> None:
@@ -207,7 +269,7 @@ def test_cached_embeddings_are_the_computed_ones(base: str, data: Dataset) -> No
     job = clip.make_job(base, encoder, data, QUICK.model_copy(update={"towers": ("image",)}))
     batch = job.collate([(i, i) for i in range(4)])
     cached = batch["text"][pairs.FEATURES]
-    texts = {t.replace("{}", str(data[i].label)) for i in range(4) for t in pairs.TEMPLATES}
+    texts = {t.replace("{}", colour) for colour in COLOURS for t in pairs.TEMPLATES}
     computed = torch.from_numpy(encoder.encode_texts(sorted(texts)))
     assert torch.allclose((cached @ computed.T).max(dim=1).values, torch.ones(4), atol=1e-5)
 
