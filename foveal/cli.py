@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,15 +13,16 @@ import typer
 
 from foveal import __version__
 from foveal.adapt_cli import adapt_app
-from foveal.errors import BadInput, FovealError
-from foveal.options import Config, EncoderRef, OutDir, Overrides, live_progress
-from foveal.printing import Json, emit, emit_rows
+from foveal.archive_cli import archive_app
+from foveal.errors import FovealError
+from foveal.eval_cli import eval_app
+from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef, OutDir, Overrides, live_progress
+from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir, registry_app
 
 if TYPE_CHECKING:
-    from foveal.detections import Detections
+    pass
 
-DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
 app = typer.Typer(
     name="foveal",
     help="Adapt, distil, serve and search with vision foundation models.",
@@ -30,8 +30,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
-eval_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 app.add_typer(eval_app, name="eval")
@@ -101,94 +99,6 @@ def world(
     write(out, domain, count, seed, size, labels, lambda _: progress.advance(), workers)
     progress.finish()
     emit({"out": str(out), "images": count}, json_)
-
-
-@archive_app.command("add")
-def archive_add(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders, files or globs of images.")],
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive; made when new.")],
-    encoder: Annotated[str | None, typer.Option(metavar="REF", help="Encoder of a new archive.")] = None,
-    json_: Json = False,
-) -> None:
-    """Embed images into an archive; what is there and unchanged is passed over.
-
-    Example: foveal archive add runs/site/images --archive runs/archive --encoder bundled:clip
-    """
-    from foveal.models import load_encoder
-    from retrieval.archive import Archive
-    from retrieval.sources import Sources
-
-    if (archive / "archive.json").is_file():
-        opened = Archive.open(archive)
-        model = load_encoder(encoder or opened.encoder)
-    else:
-        Sources.resolve(sources)  # a wrong path leaves no empty archive behind
-        reference = encoder or DEFAULT_ENCODER
-        model = load_encoder(reference)
-        opened = Archive.create(archive, model, reference=reference)
-    report = opened.add(sources, model, live_progress())
-    emit(
-        {
-            "archive": str(archive),
-            "encoder": opened.encoder,
-            "added": report.added,
-            "updated": report.updated,
-            "unchanged": report.unchanged,
-            "quarantined": len(report.quarantined),
-            "reasons": [{"path": path, "reason": reason} for path, reason in report.quarantined],
-            "notes": report.notes,
-            "images": len(opened),
-        },
-        json_,
-    )
-
-
-@archive_app.command("search")
-def archive_search(
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
-    text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
-    image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
-    filter: Annotated[
-        str | None, typer.Option(metavar="EXPR", help="SQL over metadata, e.g. \"camera = 'cam-11'\".")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
-    json_: Json = False,
-) -> None:
-    """Find images by text, by image or by both, among those a filter keeps.
-
-    Example: foveal archive search --archive runs/archive --text "a rusty valve" --filter "light = 'dim light'" -k 5
-    """
-    from foveal.models import load_encoder
-    from retrieval.archive import Archive
-    from retrieval.query import SearchQuery
-
-    opened = Archive.open(archive)
-    query = SearchQuery(text=text, image=image, negative=negative, filter=filter, k=k)
-    hits = opened.search(query, load_encoder(opened.encoder))
-    rows = [{"similarity": round(h.similarity, 4), "id": h.id, "uri": h.uri, **h.metadata} for h in hits]
-    if json_:
-        emit({"hits": [asdict(h) for h in hits]}, True)
-    else:
-        emit_rows(rows)
-
-
-@archive_app.command("check")
-def archive_check(
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
-    repair: Annotated[bool, typer.Option(help="Rebuild what is derived where it is wrong.")] = True,
-    json_: Json = False,
-) -> None:
-    """Verify table, index and files.
-
-    Example: foveal archive check --archive runs/archive
-    """
-    from retrieval.archive import Archive
-
-    report = Archive.open(archive).check(live_progress(), repair=repair)
-    emit(asdict(report), json_)
-    if not report.ok:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -273,90 +183,6 @@ def export(
 
     out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
     emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=live_progress()), json_)
-
-
-@eval_app.command("detection")
-def eval_detection(
-    truth: Annotated[Path, typer.Option(metavar="FILE", help="COCO instances.")],
-    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO results list.")] = None,
-    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to run on the truth's images.")] = None,
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    json_: Json = False,
-) -> None:
-    """COCO average precision of a predictions file, or of a detector.
-
-    Example: foveal eval detection --truth truth.json --predictions predictions.json
-    """
-    from evals.detection import evaluate
-
-    if (predictions is None) == (detector is None):
-        raise BadInput("there must be one thing to measure", expected="--predictions FILE or --detector REF")
-    found = _detected(truth, detector, registry) if detector is not None else predictions
-    assert found is not None  # one of the two was given
-    emit(dict(evaluate(truth, found)), json_)
-
-
-def _detected(truth: Path, detector: str, registry: Path) -> list[Detections]:
-    from foveal.dataset import Dataset
-    from foveal.models import load_detector
-    from foveal.progress import track
-
-    model = load_detector(detector, registry)
-    return [model.detect([s.image()], 0.001)[0] for s in track(live_progress(), Dataset.open(truth), f"run {detector}")]
-
-
-@eval_app.command("retrieval")
-def eval_retrieval(
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
-    json_: Json = False,
-) -> None:
-    """Recall of text-to-image and image-to-text search.
-
-    Example: foveal eval retrieval --data runs/site --encoder bundled:clip
-    """
-    from evals.retrieval import evaluate
-    from foveal.dataset import Dataset
-    from foveal.models import load_encoder
-
-    dataset = Dataset.open(data)
-    emit(evaluate(load_encoder(encoder), dataset, progress=live_progress()), json_)
-
-
-@eval_app.command("zero-shot")
-def eval_zero_shot(
-    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with class labels or boxes.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
-    json_: Json = False,
-) -> None:
-    """Accuracy of naming images, or the crops of labelled boxes, by their class names.
-
-    Example: foveal eval zero-shot --data runs/site --encoder bundled:clip
-    """
-    from evals.zero_shot import evaluate_dataset
-    from foveal.dataset import Dataset
-    from foveal.models import load_encoder
-
-    dataset = Dataset.open(data)
-    emit(evaluate_dataset(load_encoder(encoder), dataset), json_)
-
-
-@eval_app.command("vqa")
-def eval_vqa(
-    data: Annotated[
-        list[str], typer.Option("--data", metavar="SOURCE", help="Dialogues, questions or boxes; repeatable.")
-    ],
-    vlm: Annotated[str, typer.Option("--vlm", metavar="REF", help="Vision-language model, optionally +adapter.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 64,
-    json_: Json = False,
-) -> None:
-    """Exact match and ANLS of answers, and IoU of answered boxes.
-
-    Example: foveal eval vqa --data runs/site --vlm hf:Qwen/Qwen2.5-VL-3B-Instruct
-    """
-    from adapt.vlm_score import evaluate
-
-    emit(evaluate(vlm, data, max_tokens, live_progress()).figures, json_)
 
 
 @app.command()

@@ -15,6 +15,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.")
 ]
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
+DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
 EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 
