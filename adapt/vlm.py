@@ -15,14 +15,14 @@ from adapt.dialogues import Dialogues, open_dialogues
 from adapt.job import ENDLESS, Job, Order
 from adapt.run import AdaptReport
 from adapt.settings import Settings
-from adapt.vlm_lessons import Lesson, LessonCollator, answer_loss, lessons
+from adapt.vlm_lessons import Lesson, LessonCollator, answer_loss, grouped, lessons
 from adapt.vlm_score import score
 from foveal import adapters
 from foveal.errors import BadInput, FovealError, UnknownName
 from foveal.models import licence_of, load_vlm, parse_ref
 from foveal.progress import Progress
 from foveal.quantised import to_nf4
-from foveal.vlms import Part, TransformersVLM, linear_layers, part_of
+from foveal.vlms import FAMILIES, Part, TransformersVLM, linear_layers, part_of
 
 # Largest difference of logits between base + adapter and merged, as a share of the largest logit. It holds for 4-bit
 # weights too, against an adapter merged into what they stand for: 1e-6 was measured on every family, in float32.
@@ -41,6 +41,7 @@ class VlmSettings(Settings):
     language_rate: float = Field(default=1.0, gt=0)  # of each part, as a multiple of learning_rate
     projector_rate: float = Field(default=1.0, gt=0)
     vision_rate: float = Field(default=1.0, gt=0)
+    pack: int = Field(default=1, ge=1)  # most dialogues about an image that learn behind one reading of it
     quantise: bool = False  # QLoRA, arXiv 2305.14314: the language model's frozen weights in 4 bits
     image_side: int | None = Field(default=None, ge=28)  # the model sees about this many pixels squared of an image
     max_length: int | None = Field(default=None, ge=16)  # tokens of an example, image included; longer ones are cut
@@ -103,7 +104,12 @@ def make_job(
     total = sum(p.numel() for p in vlm.model.parameters())
     if settings.image_side is not None:
         vlm.see(settings.image_side)
-    taught = lessons(vlm, dialogues)
+    if settings.pack > 1 and not FAMILIES[vlm.family].packs:
+        able = ", ".join(name for name, family in FAMILIES.items() if family.packs)
+        raise BadInput(f"{base_ref} cannot be packed", expected=f"one of {able}", remedy="Set pack=1.")
+    if settings.pack > 1 and settings.max_length is not None:
+        raise BadInput("packed questions cannot be cut", expected="pack=1, or no max_length")
+    taught = grouped(lessons(vlm, dialogues), settings.pack, settings.seed)
     tested = lessons(vlm, held) if held is not None else []
     names = choose(vlm.model, settings.towers, settings.target_modules)
     if settings.quantise:
@@ -136,12 +142,12 @@ def make_job(
         loss=answer_loss,
         count=len(taught),
         collate=collator,
-        names=lambda i: str(taught[i].image),
+        names=lambda i: str(taught[i][0].image),
         check=lambda folder: check_merge(vlm, base_ref, folder, collator, settings),
         data={
-            "images": len({lesson.image for lesson in taught}),
-            "dialogues": len(taught),
-            "answers": sum(len(lesson.turns) for lesson in taught),
+            "images": len({group[0].image for group in taught}),
+            "dialogues": sum(map(len, taught)),
+            "answers": sum(len(lesson.turns) for group in taught for lesson in group),
         },
         skipped=dialogues.skipped,
         notes=notes,

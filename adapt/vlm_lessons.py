@@ -1,5 +1,7 @@
 """Dialogues as batches for a vision-language model: its own prompts, boxes in its own words, loss on answers only.
 
+An example is one lesson, or several about the same image that are learnt behind one reading of it.
+
 Shape letters: B examples in a batch, L tokens.
 """
 
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +26,7 @@ from foveal.vlm_boxes import Size, box_format, seen_size
 from foveal.vlm_prompts import IGNORED, ChatPrompts
 from foveal.vlms import TransformersVLM
 
+PROBED = 64  # lessons that are put through the chat template before anything is trained
 TARGETS, SHARE = "targets", "share"
 
 
@@ -40,12 +44,24 @@ def lessons(vlm: TransformersVLM, dialogues: Dialogues) -> list[Lesson]:
     """Every dialogue as the model's family writes it; where it holds no conversations, one lesson a turn.
 
     Raises:
-        BadInput: the chat template does not let an answer be told from its prompt.
+        BadInput: the chat template does not let an answer be told from its prompt, by the first lessons.
     """
     found = [lesson for dialogue in dialogues.items for lesson in _lessons(vlm, dialogue)]
     if isinstance(vlm.prompts, ChatPrompts):
-        for lesson in found:
+        for lesson in found[:PROBED]:
             vlm.prompts.marked(lesson.turns)
+    return found
+
+
+def grouped(taught: Sequence[Lesson], most: int, seed: int) -> list[tuple[Lesson, ...]]:
+    """Training examples: up to `most` lessons about the same image, which of them drawn by `seed`."""
+    by_image: dict[Path, list[Lesson]] = {}
+    for lesson in taught:
+        by_image.setdefault(lesson.image, []).append(lesson)
+    rng, found = np.random.default_rng(seed), list[tuple[Lesson, ...]]()
+    for asked in by_image.values():
+        shuffled = [asked[i] for i in rng.permutation(len(asked)).tolist()]
+        found += [tuple(shuffled[i : i + most]) for i in range(0, len(shuffled), most)]
     return found
 
 
@@ -66,9 +82,11 @@ class LessonCollator:
     number of tokens in the whole batch follows from `Order`, which every process can draw.
     """
 
-    def __init__(self, vlm: TransformersVLM, taught: Sequence[Lesson], order: Order, max_length: int | None) -> None:
+    def __init__(
+        self, vlm: TransformersVLM, taught: Sequence[Sequence[Lesson]], order: Order, max_length: int | None = None
+    ) -> None:
         self.vlm, self.taught, self.order, self.max_length = vlm, taught, order, max_length
-        self.cut: set[int] = set()  # lessons that were longer than max_length
+        self.cut: set[int] = set()  # examples that were longer than max_length
         self._counts: dict[int, int] = {}
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -80,13 +98,17 @@ class LessonCollator:
         return {**inputs, TARGETS: targets, SHARE: torch.tensor(len(whole) / len(items) / max(answered, 1))}
 
     def batch(self, indices: Sequence[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs and targets (B, L) of lessons, cut at `max_length`.
+        """Inputs and targets (B, L) of examples, cut at `max_length` where each is one lesson.
 
         Raises:
             BadInput: an image alone is longer than that.
         """
         chosen = [self.taught[i] for i in indices]
-        inputs, targets = self.vlm.prompts.lesson([decode(c.image) for c in chosen], [c.turns for c in chosen])
+        images = [decode(group[0].image) for group in chosen]
+        if max(map(len, self.taught)) > 1:
+            dialogues = [[lesson.turns for lesson in group] for group in chosen]
+            return self.vlm.prompts.packed(images, dialogues, self.vlm.image_token)
+        inputs, targets = self.vlm.prompts.lesson(images, [group[0].turns for group in chosen])
         limit = self.max_length
         if limit is None or targets.shape[1] <= limit:
             return inputs, targets
@@ -97,7 +119,7 @@ class LessonCollator:
             lengths = inputs["attention_mask"].sum(dim=1)
             if bool((inputs["input_ids"][:, limit:] == self.vlm.image_token).any()):
                 raise BadInput(
-                    f"{chosen[int(lengths.argmax())].image} with its question takes more than {limit} tokens",
+                    f"{chosen[int(lengths.argmax())][0].image} with its question takes more than {limit} tokens",
                     expected=f"max_length of {int(lengths.max())} for it",
                     remedy="Raise max_length, or lower image_side.",
                 )
@@ -106,9 +128,9 @@ class LessonCollator:
         return inputs, targets[:, :limit]
 
     def _answered(self, index: int) -> int:
-        """How many tokens a lesson's answers have, by the text alone."""
+        """How many tokens an example's answers have, by the text alone."""
         if index not in self._counts:
-            self._counts[index] = self.vlm.prompts.answer_tokens(self.taught[index].turns)
+            self._counts[index] = sum(self.vlm.prompts.answer_tokens(lesson.turns) for lesson in self.taught[index])
         return self._counts[index]
 
 

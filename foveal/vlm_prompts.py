@@ -65,6 +65,15 @@ class Prompts(ABC):
             BadInput: the chat template does not let an answer be told from its prompt.
         """
 
+    def packed(
+        self, images: Sequence[Image], dialogues: Sequence[Sequence[Turns]], image_token: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """As `lesson`, for images with several dialogues each: the image is read once and no dialogue sees another.
+
+        Each dialogue is answered as it would be alone. For models whose positions count tokens one by one.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def answer_tokens(self, turns: Turns) -> int:
         """How many tokens of a dialogue `lesson` asks to be predicted."""
@@ -108,6 +117,40 @@ class ChatPrompts(Prompts):
             span = slice(end - len(tail), end)
             targets[row, span] = torch.where(tail, ids[row, span], IGNORED)
         return inputs, torch.cat([targets[:, 1:], torch.full_like(targets[:, :1], IGNORED)], dim=1)
+
+    def packed(
+        self, images: Sequence[Image], dialogues: Sequence[Sequence[Turns]], image_token: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        marked = [[self.marked(turns) for turns in group] for group in dialogues]
+        inputs = self.inputs(images, [group[0][0] for group in marked])
+        rows: list[tuple[list[int], list[tuple[list[int], list[bool]]]]] = []
+        for ids, attended, group in zip(inputs.pop("input_ids"), inputs["attention_mask"].bool(), marked, strict=True):
+            plain = [self._tokens(text) for text, _ in group]
+            start = plain[0].index(image_token) + 1  # here the image is one token; in `ids` it has grown
+            if any(tokens[:start] != plain[0][:start] for tokens in plain):
+                raise BadInput("the chat template puts words before the image", remedy="Set pack=1.")
+            whole = ids[attended].tolist()
+            picture = whole[: len(whole) - (len(plain[0]) - start)]
+            rows.append((picture, [(t[start:], a[start:]) for t, (_, a) in zip(plain, group, strict=True)]))
+        length = max(len(picture) + sum(len(tokens) for tokens, _ in tails) for picture, tails in rows)
+        packed = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        positions, targets = torch.zeros_like(packed), torch.full_like(packed, IGNORED)
+        owner = torch.full_like(packed, -1)  # dialogue that a token belongs to; 0 is the image
+        for b, (picture, tails) in enumerate(rows):
+            at = len(picture)
+            packed[b, :at], positions[b, :at], owner[b, :at] = torch.tensor(picture), torch.arange(at), 0
+            for number, (tokens, answered) in enumerate(tails, start=1):
+                span = slice(at, at + len(tokens))
+                packed[b, span], owner[b, span] = torch.tensor(tokens), number
+                positions[b, span] = len(picture) + torch.arange(len(tokens))
+                # What each token predicts is the one after it; the first of a dialogue is never an answer.
+                said = torch.tensor(answered[1:])
+                targets[b, at : at + len(tokens) - 1] = torch.where(said, torch.tensor(tokens[1:]), IGNORED)
+                at += len(tokens)
+        seen = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        mask = (causal & seen & (owner[:, None, :] >= 0)) | torch.eye(length, dtype=torch.bool)
+        return {**inputs, "input_ids": packed, "position_ids": positions, "attention_mask": mask[:, None]}, targets
 
     def answer_tokens(self, turns: Turns) -> int:
         return sum(self.marked(turns)[1])

@@ -50,10 +50,15 @@ PARTS: dict[Part, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How models of one type are prompted, and how the number of pixels they see is set (None: it is fixed)."""
+    """How models of one type are prompted, and how the number of pixels they see is set (None: it is fixed).
+
+    `packs`: positions count tokens one by one and any attention mask is taken, so that several dialogues can follow one
+    reading of an image, none seeing another.
+    """
 
     prompts: type[Prompts] = ChatPrompts
     resize: Callable[[Any, int], None] | None = None  # (image processor, side in pixels)
+    packs: bool = False
 
 
 def _longest_edge(images: Any, side: int) -> None:
@@ -76,13 +81,13 @@ def _tiles(images: Any, side: int) -> None:
 # model_type of the checkpoint's config -> how it is asked.
 FAMILIES: dict[str, Family] = {
     "florence2": Family(Florence2Prompts),
-    "idefics3": Family(resize=_longest_edge),
-    "internvl": Family(resize=_tiles),
-    "llava": Family(),
+    "idefics3": Family(resize=_longest_edge, packs=True),
+    "internvl": Family(resize=_tiles, packs=True),
+    "llava": Family(packs=True),
     "paligemma": Family(PaliGemmaPrompts),
     "qwen2_5_vl": Family(resize=_area),
     "qwen3_vl": Family(resize=_area),
-    "smolvlm": Family(resize=_longest_edge),
+    "smolvlm": Family(resize=_longest_edge, packs=True),
 }
 
 

@@ -15,7 +15,7 @@ from adapt.dialogues import open_dialogues
 from adapt.job import Order
 from adapt.trainer import trainable
 from adapt.vlm import MERGE_TOLERANCE, VlmSettings, adapt, adaptable, choose, make_job
-from adapt.vlm_lessons import LessonCollator, answer_loss, lessons
+from adapt.vlm_lessons import Lesson, LessonCollator, answer_loss, lessons
 from foveal import adapters, artifacts
 from foveal.errors import AdapterMismatch, BadInput, FovealError, UnknownName
 from foveal.models import load_vlm
@@ -168,7 +168,7 @@ def test_losses_are_means_over_the_answers_tokens(bases: dict[str, str], data: P
     vlm = adaptable(bases[family], "cpu")
     taught = lessons(vlm, open_dialogues([data]))
     order = Order(len(taught), 4, 3, seed=0)
-    collate = LessonCollator(vlm, taught, order, None)
+    collate = LessonCollator(vlm, [(one,) for one in taught], order)
     items = [order[i] for i in range(4, 8)]
     with torch.no_grad():
         whole = float(answer_loss(vlm.model, collate(items)))
@@ -213,6 +213,33 @@ def test_parts_have_their_own_rates_and_targets(bases: dict[str, str], data: Pat
     assert job.rate_of is not None
     rates = {part_of(name): job.rate_of(name) for name in trainable(job.model)}
     assert rates == {"vision": 0.1, "projector": 0.5, "language": 1.0}
+
+
+@pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "smolvlm"])
+def test_packed_questions_are_learnt_as_if_asked_alone(bases: dict[str, str], data: Path, family: str) -> None:
+    vlm = adaptable(bases[family], "cpu")
+    images = sorted({dialogue.image for dialogue in open_dialogues([data]).items})[:2]
+    turns = [("what is it", "a red crate"), ("how many", "2"), ("is it open, tell me", "no")]
+    groups = [
+        tuple(Lesson(images[0], (turn,)) for turn in turns),
+        (Lesson(images[1], (turns[2], turns[0])), Lesson(images[1], (turns[1],))),  # one of them a conversation
+    ]
+    alone = [(lesson,) for group in groups for lesson in group]
+    together = LessonCollator(vlm, groups, Order(2, 2, 1, 0))([(0, 0), (1, 1)])
+    apart = LessonCollator(vlm, alone, Order(5, 5, 1, 0))([(i, i) for i in range(5)])
+    one, other = (float(answer_loss(vlm.model, batch).detach()) for batch in (together, apart))
+    assert one == pytest.approx(other, rel=1e-5)
+    assert together["targets"].shape[0] == 2
+
+
+def test_packing_is_refused_where_it_would_change_what_is_learnt(bases: dict[str, str], data: Path) -> None:
+    for family, changed in (("qwen3_vl", {"pack": 4}), ("paligemma", {"pack": 4})):
+        with pytest.raises(BadInput, match="cannot be packed"):
+            settings = FAST.model_copy(update=changed)
+            make_job(bases[family], adaptable(bases[family], "cpu"), open_dialogues([data]), settings)
+    with pytest.raises(BadInput, match="cannot be cut"):
+        settings = FAST.model_copy(update={"pack": 2, "max_length": 40})
+        make_job(bases["llava"], adaptable(bases["llava"], "cpu"), open_dialogues([data]), settings)
 
 
 def test_boxes_are_taught_and_judged(bases: dict[str, str], data: Path, tmp_path: Path) -> None:
