@@ -16,6 +16,7 @@ from foveal.progress import Progress, track
 from foveal.vlm_boxes import box_format
 from foveal.vlms import TransformersVLM
 
+BATCH = 16  # questions asked at once
 LOCATED = 0.5  # IoU from which a box counts as found
 
 
@@ -46,10 +47,13 @@ def score(
     likeness: list[float] = []
     overlaps: list[float] = []
     examples: list[Example] = []
-    for lesson in track(progress, tested, "ask"):
-        image = decode(lesson.image)
-        for i, (question, truth) in enumerate(lesson.turns):
-            said = vlm.reply(image, lesson.turns[:i], question, max_tokens)
+    asked = [(lesson, i) for lesson in tested for i in range(len(lesson.turns))]
+    for start in track(progress, range(0, len(asked), BATCH), "ask"):
+        chunk = asked[start : start + BATCH]
+        images = {lesson.image: decode(lesson.image) for lesson, _ in chunk}
+        answers = vlm.replies([(images[x.image], x.turns[:i], x.turns[i][0]) for x, i in chunk], max_tokens)
+        for (lesson, i), said in zip(chunk, answers, strict=True):
+            question, truth = lesson.turns[i]
             if lesson.boxes is not None:
                 value = grounding_iou(box_format(vlm.family).read(said, lesson.seen), lesson.boxes)
                 overlaps.append(value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,15 +40,17 @@ class Prompts(ABC):
     def ask(self, history: Turns, question: str) -> str:
         """The text that ends where the answer to `question` begins."""
 
-    def inputs(self, images: Sequence[Image], texts: Sequence[str], **options: Any) -> dict[str, Tensor]:
-        """Upright RGB images, each with its text of `ask` -> what the model takes, padded at the right, on the CPU."""
+    def inputs(
+        self, images: Sequence[Image], texts: Sequence[str], *, side: Literal["left", "right"] = "right", **options: Any
+    ) -> dict[str, Tensor]:
+        """Upright RGB images, each with its text of `ask` -> what the model takes, padded at one side, on the CPU."""
         begin = self.tokenizer.bos_token
         given = begin is not None and texts[0].startswith(begin)  # most templates write it themselves
         batch: Any = self.processor(
             images=list(images),
             text=list(texts),
             padding=True,
-            padding_side="right",
+            padding_side=side,
             return_tensors="pt",
             **({"add_special_tokens": False} if given else {}),
             **options,

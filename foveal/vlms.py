@@ -29,7 +29,7 @@ from foveal.errors import BadInput, UnknownName
 from foveal.models import ModelRef
 from foveal.runtime import pick_device
 from foveal.vlm_boxes import box_format, seen_size
-from foveal.vlm_prompts import ChatPrompts, Florence2Prompts, PaliGemmaPrompts, Prompts
+from foveal.vlm_prompts import ChatPrompts, Florence2Prompts, PaliGemmaPrompts, Prompts, Turns
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,7 +162,12 @@ class TransformersVLM:
 
     def reply(self, image: Image, history: Sequence[tuple[str, str]], question: str, max_tokens: int = 64) -> str:
         """`answer`, after the turns (question, answer) of `history`."""
-        inputs = self.placed(self.prompts.inputs([image], [self.prompts.ask(history, question)]))
+        return self.replies([(image, history, question)], max_tokens)[0]
+
+    def replies(self, asked: Sequence[tuple[Image, Turns, str]], max_tokens: int = 64) -> list[str]:
+        """`reply` to each (image, history, question), all at once."""
+        texts = [self.prompts.ask(history, question) for _, history, question in asked]
+        inputs = self.placed(self.prompts.inputs([image for image, _, _ in asked], texts, side="left"))
         with torch.no_grad():  # not inference mode: what layers cache here may meet training next
             ids = self.model.generate(
                 **inputs,
@@ -174,7 +179,7 @@ class TransformersVLM:
                 top_k=None,
             )
         given = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        return self.prompts.spoken(ids[0, given:].tolist())
+        return [self.prompts.spoken(row[given:].tolist()) for row in ids]
 
     def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
         """Boxes (N, 4) of what `phrase` names, xyxy in the image's own pixels, by the family's own question for it."""

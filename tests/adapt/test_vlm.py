@@ -232,14 +232,20 @@ def test_packed_questions_are_learnt_as_if_asked_alone(bases: dict[str, str], da
     assert together["targets"].shape[0] == 2
 
 
-def test_packing_is_refused_where_it_would_change_what_is_learnt(bases: dict[str, str], data: Path) -> None:
-    for family, changed in (("qwen3_vl", {"pack": 4}), ("paligemma", {"pack": 4})):
-        with pytest.raises(BadInput, match="cannot be packed"):
-            settings = FAST.model_copy(update=changed)
-            make_job(bases[family], adaptable(bases[family], "cpu"), open_dialogues([data]), settings)
-    with pytest.raises(BadInput, match="cannot be cut"):
-        settings = FAST.model_copy(update={"pack": 2, "max_length": 40})
-        make_job(bases["llava"], adaptable(bases["llava"], "cpu"), open_dialogues([data]), settings)
+@pytest.mark.parametrize(
+    ("family", "changed", "said"),
+    [
+        ("qwen3_vl", {"pack": 4}, "cannot be packed"),
+        ("paligemma", {"pack": 4}, "cannot be packed"),
+        ("llava", {"pack": 2, "max_length": 40}, "cannot be cut"),
+    ],
+)
+def test_packing_is_refused_where_it_would_change_what_is_learnt(
+    bases: dict[str, str], data: Path, family: str, changed: dict[str, Any], said: str
+) -> None:
+    vlm, dialogues, settings = adaptable(bases[family], "cpu"), open_dialogues([data]), FAST.model_copy(update=changed)
+    with pytest.raises(BadInput, match=said):
+        make_job(bases[family], vlm, dialogues, settings)
 
 
 def test_boxes_are_taught_and_judged(bases: dict[str, str], data: Path, tmp_path: Path) -> None:

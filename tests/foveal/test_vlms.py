@@ -45,6 +45,14 @@ def test_each_family_answers(models: dict[str, Any], family: str) -> None:
     }
 
 
+@pytest.mark.parametrize("family", sorted(SUPPORTED))
+def test_questions_asked_at_once_are_answered_as_one_by_one(models: dict[str, Any], family: str) -> None:
+    vlm = models[family]
+    talk = [("is it red?", "it is")] if vlm.prompts.conversational else []
+    asked = [(IMAGE, [], "colour?"), (OTHER, talk, "what colour is it now?"), (OTHER, [], "?")]
+    assert vlm.replies(asked, 6) == [vlm.reply(*one, 6) for one in asked]
+
+
 SAID = {
     "smolvlm": [" red<end_of_utterance> sure<end_of_utterance>", " blue<end_of_utterance>"],
     "idefics3": [" red<end_of_utterance> sure<end_of_utterance>", " blue<end_of_utterance>"],
