@@ -25,7 +25,7 @@ def set_loss(
     boxes: Tensor,
     truth: Sequence[tuple[Tensor, Tensor]],
     asked: Tensor | None = None,
-    count: float | None = None,
+    count: float | Tensor | None = None,
 ) -> Tensor:
     """Focal loss of every asked prompt at every candidate, L1 and GIoU of matched boxes, by the number of true boxes.
 

@@ -16,7 +16,7 @@ from foveal.progress import Progress, track
 from foveal.vlm_boxes import box_format
 from foveal.vlms import TransformersVLM
 
-BATCH = 16  # questions asked at once
+BATCH = 32  # questions asked at once
 LOCATED = 0.5  # IoU from which a box counts as found
 
 

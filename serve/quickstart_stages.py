@@ -85,9 +85,9 @@ def _with_first_caption(sample: Any) -> Any:
 
 
 def teaching(run: Run) -> dict[str, Any]:
-    """Stage 3: QLoRA on the archive's questions and the gold boxes; put to the hidden test set before and after."""
+    """Stage 3: QLoRA on the archive's questions; put to the hidden test set before and after."""
     settings, out = run.settings, run.out / "vlm-adapter"
-    sources = [run.world("archive") / "questions.jsonl", run.world("gold") / "instances.json"]
+    sources = [run.world("archive") / "questions.jsonl"]
     report = vlm.adapt(settings.vlm, sources, out, settings.teach, run.progress)
     asked = open_dialogues([run.world("test") / "questions.jsonl"])
     boxes = open_dialogues([run.world("test") / "instances.json"])
@@ -100,7 +100,7 @@ def teaching(run: Run) -> dict[str, Any]:
         told = score(model, lessons(model, Dialogues(chosen)), ANSWER_TOKENS, run.progress)
         result |= {f"{name}_{moment}": told.figures[name] for name in ("exact_match", "located")}
         examples.append(told.examples)
-    changed = [
+    changed: list[dict[str, Any]] = [
         {"path": str(a.path), "asked": a.asked, "before": a.answered, "after": b.answered, "gain": b.value - a.value}
         for a, b in zip(*examples, strict=True)
         if a.answered != b.answered

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from adapt.clip import ClipSettings
+from adapt.vlm import VlmSettings
 from distill.prelabel import PrelabelSettings
 from distill.train import TrainSettings
 from foveal.errors import FovealError
@@ -23,6 +24,8 @@ SMALL = QuickstartSettings(
     test=16,
     archive=48,
     adapt=ClipSettings(max_seconds=4),
+    teach=VlmSettings(max_seconds=4, quantise=True, pack=12, batch=4),
+    questions=16,
     prelabel=PrelabelSettings(target_precision=0.6),  # two dozen boxes cannot prove more
     distill=TrainSettings(max_seconds=8),
 )
@@ -40,6 +43,7 @@ def test_report_holds_every_promised_figure(finished: Path) -> None:
     assert [stage["name"] for stage in report["stages"]] == list(STAGES)
     promised = {
         "adapt": "recall_at_1_before recall_at_1_after zero_shot_before zero_shot_after trainable_params total_params",
+        "teach": "exact_match_before exact_match_after located_before located_after trainable_params total_params",
         "archive": "images recall_at_10_vs_exact p50_ms p99_ms",
         "prelabel": "images boxes precision recall accepted_share accepted_precision target_precision",
         "distill": "human_boxes teacher_map50 student_map50 int8_map50 teacher_map student_map int8_map teacher_ms "
