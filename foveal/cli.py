@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -260,6 +261,8 @@ def main() -> None:
         ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ):
         os.environ.setdefault(name, value)
+    # transformers warns of names that it and peft still use among themselves.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # peft imports bitsandbytes, which then complains that it could not download faster code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -59,7 +59,7 @@ def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
         (
             "objects located by words",
             f"{teach['located_after']:.1%}",
-            f"before {teach['located_before']:.1%}; IoU of at least 0.5 with the only object of its kind",
+            f"before {teach['located_before']:.1%}; IoU of at least 0.5 with each of {teach['objects']} single objects",
             None,
         ),
         (

@@ -35,7 +35,7 @@ class QuickstartSettings(BaseModel):
     teach: VlmSettings = VlmSettings(max_seconds=60, quantise=True, pack=12, batch=8, learning_rate=3e-3)
     questions: int = Field(default=300, ge=8)  # of the hidden test set, put to the vision-language model
     prelabel: PrelabelSettings = PrelabelSettings()
-    distill: TrainSettings = TrainSettings(max_seconds=130)
+    distill: TrainSettings = TrainSettings(max_seconds=160)
 
     @field_validator("adapt", "teach", "prelabel", "distill", mode="before")
     @classmethod

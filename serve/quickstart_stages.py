@@ -91,13 +91,13 @@ def teaching(run: Run) -> dict[str, Any]:
     report = vlm.adapt(settings.vlm, sources, out, settings.teach, run.progress)
     asked = open_dialogues([run.world("test") / "questions.jsonl"])
     boxes = open_dialogues([run.world("test") / "instances.json"])
-    chosen = asked.items[: settings.questions]
-    chosen += [d for d in boxes.items if d.boxes is not None and len(d.boxes) == 1][: settings.questions // 2]
+    words = asked.items[: settings.questions]
+    single = [d for d in boxes.items if d.boxes is not None and len(d.boxes) == 1][: settings.questions // 2]
     result: dict[str, Any] = {"trainable_params": report.trainable_params, "total_params": report.total_params}
     examples: list[list[Example]] = []
     for moment, reference in (("before", settings.vlm), ("after", run.vlm)):
         model: Any = load_vlm(reference)
-        told = score(model, lessons(model, Dialogues(chosen)), ANSWER_TOKENS, run.progress)
+        told = score(model, lessons(model, Dialogues(words + single)), ANSWER_TOKENS, run.progress)
         result |= {f"{name}_{moment}": told.figures[name] for name in ("exact_match", "located")}
         examples.append(told.examples)
     changed: list[dict[str, Any]] = [
@@ -108,7 +108,8 @@ def teaching(run: Run) -> dict[str, Any]:
     changed.sort(key=lambda row: row["gain"])
     return {
         **result,
-        "questions": len(chosen),
+        "questions": len(words),
+        "objects": len(single),
         "steps": report.steps,
         "losses": report.losses,
         "changed": [*changed[::-1][:SHOWN_ANSWERS], *[row for row in changed[:2] if row["gain"] < 0]],
