@@ -29,7 +29,7 @@ def write_page(path: Path, report: AdaptReport, before: Validation | None, after
         ("steps", f"{report.steps} in {report.seconds:.0f} s, {report.examples_per_second:.3g} examples/s"),
         *((name, str(count)) for name, count in report.data.items()),
     ]
-    page = Report(f"Adapter {Path(report.out).name}", "What was trained, and whether it helped.", facts=facts)
+    page = Report(f"Adapter of {report.base}", "What was trained, and whether it helped.", facts=facts)
     page.section("Training", "Mean loss of each ten steps.")
     if report.losses:
         steps = np.arange(1, len(report.losses) + 1) * 10.0
