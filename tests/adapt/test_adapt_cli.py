@@ -60,6 +60,7 @@ def test_inspect_says_where_the_change_is(place: tuple[str, Path, Path]) -> None
     assert all(row["update"] > 0 for row in shown.json["modules"])
 
 
+@pytest.mark.slow
 def test_curve_has_eleven_points_and_a_picture(place: tuple[str, Path, Path], tmp_path: Path) -> None:
     base, data, adapter = place
     words = ["--new", str(data), "--old", str(data), "--out", str(tmp_path / "curve"), "--json"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapt.clip import ClipSettings
 from adapt.vlm import VlmSettings
@@ -23,18 +25,21 @@ SMALL = QuickstartSettings(
     gold=16,
     test=16,
     archive=48,
-    adapt=ClipSettings(max_seconds=4),
-    teach=VlmSettings(max_seconds=4, quantise=True, pack=12, batch=4),
+    adapt=ClipSettings(max_seconds=3),
+    teach=VlmSettings(max_seconds=2, quantise=True, pack=12, batch=4),
     questions=16,
     prelabel=PrelabelSettings(target_precision=0.6),  # two dozen boxes cannot prove more
-    distill=TrainSettings(max_seconds=8),
+    distill=TrainSettings(max_seconds=10),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("loop") / "quickstart"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)  # other tests leave it at one: too few steps for a student to quantise
     run(out, SMALL)
+    torch.set_num_threads(threads)
     return out
 
 
