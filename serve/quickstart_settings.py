@@ -31,11 +31,11 @@ class QuickstartSettings(BaseModel):
     teacher: str = "bundled:owl"
     vlm: str = "bundled:vlm"
     student: str = "fcos-resnet"
-    adapt: ClipSettings = ClipSettings(max_seconds=60)
+    adapt: ClipSettings = ClipSettings(max_seconds=45)
     teach: VlmSettings = VlmSettings(max_seconds=45, quantise=True, pack=12, batch=8, learning_rate=3e-3)
-    questions: int = Field(default=300, ge=8)  # of the hidden test set, put to the vision-language model
+    questions: int = Field(default=200, ge=8)  # of the hidden test set, put to the vision-language model
     prelabel: PrelabelSettings = PrelabelSettings()
-    distill: TrainSettings = TrainSettings(max_seconds=180)
+    distill: TrainSettings = TrainSettings(max_seconds=160)
 
     @field_validator("adapt", "teach", "prelabel", "distill", mode="before")
     @classmethod
