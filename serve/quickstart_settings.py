@@ -31,7 +31,7 @@ class QuickstartSettings(BaseModel):
     teacher: str = "bundled:owl"
     vlm: str = "bundled:vlm"
     student: str = "fcos-resnet"
-    adapt: ClipSettings = ClipSettings(max_seconds=45)
+    adapt: ClipSettings = ClipSettings(max_seconds=55)
     teach: VlmSettings = VlmSettings(max_seconds=45, quantise=True, pack=12, batch=8, learning_rate=3e-3)
     questions: int = Field(default=200, ge=8)  # of the hidden test set, put to the vision-language model
     prelabel: PrelabelSettings = PrelabelSettings()

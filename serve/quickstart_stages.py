@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adapt import vlm
 from adapt.clip import adapt
 from adapt.dialogues import Dialogues, open_dialogues
@@ -42,6 +44,7 @@ from serve.client_check import exercise
 from serve.quickstart_settings import Run
 
 NAME = "depot-student"
+ROUNDS = 5  # of timing
 ANSWER_TOKENS = 32  # enough for a box
 SHOWN_ANSWERS = 8
 EVERYTHING = 0.001  # score threshold below which average precision no longer changes
@@ -223,7 +226,12 @@ def evaluation(run: Run) -> dict[str, Any]:
         scores = evaluate(test, found)
         result[f"{name}_map50"], result[f"{name}_map"] = scores["AP50"], scores["AP"]
         result[f"{name}_per_class"] = scores["per_class"]
-        result[f"{name}_ms"] = detector_latency(model, images[:40], warmup=5, runs=40)["p50_ms"]
+    # In turns, so that whatever else the machine does meets all three of them.
+    rounds = [
+        {name: detector_latency(model, images[:20], runs=20)["p50_ms"] for name, model in models.items()}
+        for _ in range(ROUNDS)
+    ]
+    result |= {f"{name}_ms": float(np.median([times[name] for times in rounds])) for name in models}
     torch_student = load_student(run.out / "student")
     result["torch_map50"] = evaluate(test, torch_student.detect(images, EVERYTHING))["AP50"]
     for key in ("student", "int8"):
