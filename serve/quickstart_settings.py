@@ -32,10 +32,10 @@ class QuickstartSettings(BaseModel):
     vlm: str = "bundled:vlm"
     student: str = "fcos-resnet"
     adapt: ClipSettings = ClipSettings(max_seconds=55)
-    teach: VlmSettings = VlmSettings(max_seconds=45, quantise=True, pack=12, batch=8, learning_rate=3e-3)
+    teach: VlmSettings = VlmSettings(max_seconds=40, quantise=True, pack=12, batch=8, learning_rate=3e-3)
     questions: int = Field(default=200, ge=8)  # of the hidden test set, put to the vision-language model
     prelabel: PrelabelSettings = PrelabelSettings()
-    distill: TrainSettings = TrainSettings(max_seconds=160)
+    distill: TrainSettings = TrainSettings(max_seconds=145)
 
     @field_validator("adapt", "teach", "prelabel", "distill", mode="before")
     @classmethod
