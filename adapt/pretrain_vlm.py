@@ -32,6 +32,7 @@ from adapt.pretrain_dialogues import draw
 from foveal.models import BACKBONES
 from foveal.progress import Progress, RichProgress
 from foveal.runtime import describe_machine, pick_device, seed_everything
+from foveal.vlm_prompts import side_by_side
 
 SIDE = 192  # pixels
 LANGUAGE_WIDTH, LANGUAGE_LAYERS, LANGUAGE_HEADS = 256, 4, 4
@@ -216,10 +217,7 @@ class Reader:
                 owner[b, at:stop] = number
                 targets[b, at + len(asked) - 1 : stop - 1] = torch.tensor(said)
                 at = stop
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
-        mask = (causal & same & (owner[:, None, :] >= 0)) | torch.eye(length, dtype=torch.bool)
-        packed = {"ids": ids, "positions": positions, "targets": targets, "mask": mask[:, None]}
+        packed = {"ids": ids, "positions": positions, "targets": targets, "mask": side_by_side(owner)}
         return {name: value.to(self.device) for name, value in packed.items()}
 
     def loss(self, views: Sequence[View], dialogues: Sequence[Sequence[tuple[str, str]]], learn: bool) -> Tensor:

@@ -34,9 +34,13 @@ from adapt.pretrain_vlm import (
     TEMPLATE,
     build_model,
 )
+from evals.vqa import grounding_iou
 from foveal.artifacts import seal, staged
 from foveal.errors import IntegrityError
+from foveal.models import load_vlm
 from foveal.progress import Progress, RichProgress, track
+from foveal.vlm_boxes import box_format
+from foveal.vlms import TransformersVLM
 from foveal.world import STRIDE, Domain, render
 
 TOLERANCE = 2e-2  # float16 storage, on logits that span about 20
@@ -44,55 +48,27 @@ LICENCE = "Apache-2.0"
 HELD_OUT = 9  # seed of the scenes the card is measured on; `adapt.pretrain` renders 7 and 8
 
 
-def answers(model: Any, processor: Any, image: Image.Image, questions: list[str], tokens: int = 24) -> list[str]:
-    """What the model says to each question about one picture, greedily, each asked alone."""
-    said: list[str] = []
-    texts = [
-        processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-        )
-        for question in questions
-    ]
-    inputs = processor(
-        images=[image] * len(texts), text=texts, padding=True, padding_side="left", add_special_tokens=False,
-        return_tensors="pt",
-    )  # fmt: skip
-    with torch.inference_mode():
-        rows = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-    for row in rows[:, inputs["input_ids"].shape[1] :]:
-        said.append(processor.tokenizer.decode(row, skip_special_tokens=True).strip())
-    return said
-
-
-def measure(model: Any, processor: Any, domain: Domain, scenes: int, progress: Progress | None) -> dict[str, float]:
+def measure(vlm: TransformersVLM, domain: Domain, scenes: int, progress: Progress | None) -> dict[str, float]:
     """Exact match by sort of question, and the share of single objects whose box is found (IoU of at least 0.5)."""
     right: dict[str, list[bool]] = defaultdict(list)
+    form = box_format(vlm.family)
     for number in track(progress, range(scenes), f"ask about {domain} scenes"):
         scene = render(HELD_OUT * STRIDE + number, domain)
         kinds = Counter(seen.kind for seen in scene.objects)
         single = [seen for seen in scene.objects if kinds[seen.kind] == 1]
         asked = [(q.question, q.answer, q.kind) for q in scene.questions]
         side = scene.image.shape[0]
-        asked += [(f"where is the {o.kind}", box_text([v / side for v in o.box]), "box") for o in single]
-        said = answers(model, processor, Image.fromarray(scene.image), [text for text, _, _ in asked])
+        asked += [(form.ask(o.kind), box_text([v / side for v in o.box]), "box") for o in single]
+        image = Image.fromarray(scene.image)
+        said = vlm.replies([(image, (), text) for text, _, _ in asked], 24)
         for (_, truth, sort), answer in zip(asked, said, strict=True):
-            right[sort].append(_iou(answer, truth) >= 0.5 if sort == "box" else answer == truth)
+            if sort == "box":
+                right[sort].append(grounding_iou(*(form.read(text, image.size) for text in (answer, truth))) >= 0.5)
+            else:
+                right[sort].append(answer == truth)
     questions = [hit for sort, hits in right.items() if sort != "box" for hit in hits]
     figures = {sort: float(np.mean(hits)) for sort, hits in sorted(right.items())}
     return {"exact_match": float(np.mean(questions)), **figures, "questions": float(len(questions))}
-
-
-def _iou(said: str, truth: str) -> float:
-    try:
-        a, b = (np.array(json.loads(text), dtype=float) for text in (said, truth))
-    except ValueError:
-        return 0.0
-    if a.shape != (4,):
-        return 0.0
-    inner = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
-    union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inner
-    return float(inner / union) if union > 0 else 0.0
 
 
 def _card(recipe: dict[str, Any], figures: dict[str, dict[str, float]]) -> str:
@@ -133,7 +109,7 @@ def export(work: Path, out: Path, recipe: dict[str, Any], progress: Progress | N
     Raises:
         IntegrityError: what is loaded from the folder does not agree with the checkpoint.
     """
-    from transformers import AutoTokenizer, CLIPImageProcessor, LlavaForConditionalGeneration, LlavaProcessor
+    from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
 
     tokenizer: Any = AutoTokenizer.from_pretrained(work / "vlm" / "tokenizer")
     ids = [tokenizer.convert_tokens_to_ids(word) for word in (IMAGE, PAD, BEGIN, END)]
@@ -161,21 +137,21 @@ def export(work: Path, out: Path, recipe: dict[str, Any], progress: Progress | N
         )
         models[1].half().save_pretrained(folder)
         processor.save_pretrained(folder)
-        loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        vlm: Any = load_vlm(f"hf:{folder}", "cpu")
         scene = render(HELD_OUT * STRIDE, "base")
         text = f"{BEGIN}USER: {IMAGE}\nhow many things are there ASSISTANT:"
         inputs = processor(
             images=Image.fromarray(scene.image), text=text, add_special_tokens=False, return_tensors="pt"
         )
         with torch.inference_mode():
-            one, other = (m(**inputs).logits for m in (models[0], loaded))
+            one, other = (m(**inputs).logits for m in (models[0], vlm.model))
         worst = float((one - other).abs().max())
         if not worst <= TOLERANCE:
             raise IntegrityError(
                 "the exported VLM differs from its checkpoint", expected=f"<= {TOLERANCE}", received=f"{worst:g}"
             )
         scenes = recipe["measured_scenes"]
-        figures = {d: measure(loaded, processor, d, scenes, progress) for d in ("base", "site")}
+        figures = {d: measure(vlm, d, scenes, progress) for d in ("base", "site")}
         (folder / "README.md").write_text(_card(recipe, figures))
         seal(folder, name="bundled-vlm", kind="vlm", config=recipe, metrics=figures, licence=LICENCE)
         if progress is not None:

@@ -117,48 +117,44 @@ class Collator:
             boxes[i, : len(known)], labels[i, : len(names)] = known, names
         asked = torch.stack([chosen for *_, chosen in examples])
         first = items[0][0] - items[0][0] % self.order.batch
-        whole = sum(self._kept(*self.order[first + i]) for i in range(self.order.batch))
+        shown = [self.order[first + i] for i in range(self.order.batch)]
+        whole = sum(int(self._boxes(i, self._random(position)[0])[1].sum()) for position, i in shown)
         count = torch.tensor(max(whole, 1) * len(items) / self.order.batch)
         return {"pixels": pixels, "mask": mask, "boxes": boxes, "labels": labels, "asked": asked, "count": count}
 
-    def _kept(self, position: int, index: int) -> int:
-        """How many boxes an example has left once it is augmented."""
-        boxes = self.scenes.boxes[index]
-        if not self.augment:
-            return len(boxes)
-        random = torch.from_numpy(np.random.default_rng((self.seed, position)).random((1, DRAWS))).float()
-        if self._mirrors(random):
-            boxes = mirrored_boxes(boxes, self._width(index))
-        return int(cropped(boxes, random[0, 1:])[1].sum())
+    def _random(self, position: int) -> tuple[Tensor, np.random.Generator]:
+        """The numbers (DRAWS,) that augment an example, and what draws further ones."""
+        rng = np.random.default_rng((self.seed, position))
+        return torch.from_numpy(rng.random(DRAWS)).float(), rng
 
     def _mirrors(self, random: Tensor) -> bool:
-        return self.mirror and bool(random[0, 0] < 0.5)
+        return self.mirror and bool(random[0] < 0.5)
 
-    def _width(self, index: int) -> float:
-        """Share of the columns that are picture."""
-        return self.scenes.extent[index] / self.scenes.pixels[index].shape[-1]
+    def _boxes(self, index: int, random: Tensor) -> tuple[Tensor, Tensor]:
+        """An example's boxes (N, 4) once it is augmented, and which (N,) of them still count."""
+        scenes, boxes = self.scenes, self.scenes.boxes[index]
+        if self._mirrors(random):
+            boxes = mirrored_boxes(boxes, scenes.extent[index] / scenes.pixels[index].shape[-1])
+        return cropped(boxes, random[1:]) if self.augment else (boxes, torch.ones(len(boxes), dtype=torch.bool))
 
     def _example(self, position: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scenes, rng = self.scenes, np.random.default_rng((self.seed, position))
-        random = torch.from_numpy(rng.random((1, DRAWS))).float()
+        scenes, (random, rng) = self.scenes, self._random(position)
         pixels = scenes.pixels[index].float() / 255
-        boxes, labels = scenes.boxes[index], scenes.labels[index]
+        boxes, kept = self._boxes(index, random)
+        boxes, labels = boxes[kept], scenes.labels[index][kept]
         if self._mirrors(random):
-            pixels, boxes = mirrored(pixels, boxes, scenes.extent[index])
+            pixels = mirrored(pixels, scenes.extent[index])
         if self.augment:
-            pixels = augmented(pixels[None], random[:, 1:])[0]
-            boxes, kept = cropped(boxes, random[0, 1:])
-            boxes, labels = boxes[kept], labels[kept]
+            pixels = augmented(pixels[None], random[None, 1:])[0]
         asked = torch.zeros(len(scenes.classes), dtype=torch.bool)
         asked[torch.from_numpy(rng.permutation(len(scenes.classes)))[: self.negatives]] = True
         asked[labels] = True
         return (pixels - scenes.mean) / scenes.deviation, boxes, labels, asked
 
 
-def mirrored(pixels: Tensor, boxes: Tensor, extent: int) -> tuple[Tensor, Tensor]:
-    """Pixels (3, H, W) with their first `extent` columns mirrored (the rest is padding), and boxes (N, 4) with them."""
-    turned = torch.cat([pixels[..., :extent].flip(-1), pixels[..., extent:]], dim=-1)
-    return turned, mirrored_boxes(boxes, extent / pixels.shape[-1])
+def mirrored(pixels: Tensor, extent: int) -> Tensor:
+    """Pixels (3, H, W) with their first `extent` columns mirrored; the rest is padding."""
+    return torch.cat([pixels[..., :extent].flip(-1), pixels[..., extent:]], dim=-1)
 
 
 def mirrored_boxes(boxes: Tensor, width: float) -> Tensor:

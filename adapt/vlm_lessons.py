@@ -87,6 +87,7 @@ class LessonCollator:
     ) -> None:
         self.vlm, self.taught, self.order, self.max_length = vlm, taught, order, max_length
         self.cut: set[int] = set()  # examples that were longer than max_length
+        self._packs = any(len(group) > 1 for group in taught)
         self._counts: dict[int, int] = {}
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -105,7 +106,8 @@ class LessonCollator:
         """
         chosen = [self.taught[i] for i in indices]
         images = [decode(group[0].image) for group in chosen]
-        if max(map(len, self.taught)) > 1:
+        if self._packs:
+            assert isinstance(self.vlm.prompts, ChatPrompts)  # `adapt.vlm` asks for nothing else
             dialogues = [[lesson.turns for lesson in group] for group in chosen]
             return self.vlm.prompts.packed(images, dialogues, self.vlm.image_token)
         inputs, targets = self.vlm.prompts.lesson(images, [group[0].turns for group in chosen])

@@ -67,15 +67,6 @@ class Prompts(ABC):
             BadInput: the chat template does not let an answer be told from its prompt.
         """
 
-    def packed(
-        self, images: Sequence[Image], dialogues: Sequence[Sequence[Turns]], image_token: int
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """As `lesson`, for images with several dialogues each: the image is read once and no dialogue sees another.
-
-        Each dialogue is answered as it would be alone. For models whose positions count tokens one by one.
-        """
-        raise NotImplementedError
-
     @abstractmethod
     def answer_tokens(self, turns: Turns) -> int:
         """How many tokens of a dialogue `lesson` asks to be predicted."""
@@ -123,6 +114,10 @@ class ChatPrompts(Prompts):
     def packed(
         self, images: Sequence[Image], dialogues: Sequence[Sequence[Turns]], image_token: int
     ) -> tuple[dict[str, Tensor], Tensor]:
+        """As `lesson`, for images with several dialogues each: the image is read once and no dialogue sees another.
+
+        Each dialogue is answered as it would be alone. For models whose positions count tokens one by one.
+        """
         marked = [[self.marked(turns) for turns in group] for group in dialogues]
         inputs = self.inputs(images, [group[0][0] for group in marked])
         rows: list[tuple[list[int], list[tuple[list[int], list[bool]]]]] = []
@@ -149,10 +144,8 @@ class ChatPrompts(Prompts):
                 said = torch.tensor(answered[1:])
                 targets[b, at : at + len(tokens) - 1] = torch.where(said, torch.tensor(tokens[1:]), IGNORED)
                 at += len(tokens)
-        seen = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        mask = (causal & seen & (owner[:, None, :] >= 0)) | torch.eye(length, dtype=torch.bool)
-        return {**inputs, "input_ids": packed, "position_ids": positions, "attention_mask": mask[:, None]}, targets
+        mask = side_by_side(owner)
+        return {**inputs, "input_ids": packed, "position_ids": positions, "attention_mask": mask}, targets
 
     def answer_tokens(self, turns: Turns) -> int:
         return sum(self.marked(turns)[1])
@@ -258,6 +251,19 @@ class Florence2Prompts(Prompts):
 
     def answer_tokens(self, turns: Turns) -> int:
         return len(self.tokenizer(turns[-1][1], add_special_tokens=False)["input_ids"]) + 2  # begin and end
+
+
+def side_by_side(owner: Tensor) -> Tensor:
+    """The attention mask (B, 1, L, L) under which each dialogue sees the image and itself alone, in causal order.
+
+    Args:
+        owner: (B, L) which dialogue a token belongs to; 0 is the image, -1 padding, which sees itself.
+    """
+    length = owner.shape[1]
+    same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == 0)
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    mask = (causal & same & (owner[:, None, :] >= 0)) | torch.eye(length, dtype=torch.bool)
+    return mask[:, None]
 
 
 def _refuse_history(history: Turns) -> None:

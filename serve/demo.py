@@ -23,7 +23,7 @@ from foveal.errors import FovealError
 from retrieval.query import SearchQuery
 from serve import fragments as show
 from serve import look
-from serve.engine import Engine, NotFound, kind_of
+from serve.engine import Engine, Item, NotFound, kind_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -201,10 +201,7 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
     _html(show.heading("Detect", _ability(engine) if closed else "Boxes around whatever you name."))
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
-            image = Picture(
-                label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[],
-                elem_id="fv-image",
-            )  # fmt: skip
+            image = _picture()
             prompts = gr.Textbox(
                 label="Look for" if not closed else "Or look for something else",
                 placeholder="a red crate, a drone", info="classes, with commas between them", max_lines=2,
@@ -219,12 +216,12 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
     looked = gr.State(None)
     shown = [said, boxes, rows]
 
-    async def look_at(data: Any, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:
+    async def look_at(data: bytes | Item, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:
         names = [name.strip() for name in (wanted or "").split(",") if name.strip()] or None
         if names is None and not closed:
             return None, "", show.note("Name what to look for."), ""
         try:
-            picture = await engine.decode(data) if isinstance(data, bytes) else await engine.picture(data)
+            picture = await _pixels(engine, data)
             began = time.perf_counter()
             model, found = await engine.detect(picture, prompts=names, threshold=FLOOR)
         except FovealError as error:
@@ -266,10 +263,7 @@ def _ask(engine: Engine, page: gr.Blocks) -> None:
     _html(show.heading("Ask", "A picture, a question, and what the model answers; ask where something is for boxes."))
     with gr.Row():
         with gr.Column(scale=4, min_width=300):
-            image = Picture(
-                label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[],
-                elem_id="fv-image",
-            )  # fmt: skip
+            image = _picture()
             strip = _html(pick=True, elem_id="fv-strip")
         with gr.Column(scale=7, min_width=300):
             with gr.Row(elem_classes="fv-ask", equal_height=True):
@@ -285,9 +279,9 @@ def _ask(engine: Engine, page: gr.Blocks) -> None:
     talk = gr.State(None)
     shown = [talk, said, answers, boxes]
 
-    async def choose(data: Any) -> tuple[Talk | None, str, str, str]:
+    async def choose(data: bytes | Item) -> tuple[Talk | None, str, str, str]:
         try:
-            picture = await engine.decode(data) if isinstance(data, bytes) else await engine.picture(data)
+            picture = await _pixels(engine, data)
         except FovealError as error:
             return None, "", "", show.problem(error)
         href = data_uri(picture, 1280, quality=88)
@@ -339,6 +333,18 @@ def _ask(engine: Engine, page: gr.Blocks) -> None:
     go.click(ask, [words, talk], shown, **busy)
     chips.pick(suggested, [talk], [words, *shown], **busy)
     page.load(start, None, [strip, *shown], **QUIET)
+
+
+def _picture() -> Picture:
+    """The field for the picture that a page is about."""
+    return Picture(
+        label="Picture", type="filepath", sources=["upload", "clipboard"], height=230, buttons=[], elem_id="fv-image"
+    )
+
+
+async def _pixels(engine: Engine, source: bytes | Item) -> Image:
+    """An uploaded file, or an item of the archive."""
+    return await engine.decode(source) if isinstance(source, bytes) else await engine.picture(source)
 
 
 def _redrawn(looked: Looked | None, least: float) -> tuple[Any, Any, Any]:

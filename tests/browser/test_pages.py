@@ -163,7 +163,7 @@ def test_ask_about_an_upload_and_where_things_are(page: playwright.Page, url: st
     page.fill("#fv-words textarea, #fv-words input", "Where is the blue thing?")
     page.keyboard.press("Enter")
     page.wait_for_selector("#fv-boxes svg .tag")
-    assert page.locator("#fv-boxes svg .tag").all_inner_texts() == ["blue thing"]
+    assert page.locator("#fv-boxes svg .tag text").all_text_contents() == ["blue thing"]
     assert page.locator("#fv-talk li b").all_inner_texts() == ["here", "red and blue"]
 
     page.locator("#fv-chips [data-id]").first.click()
@@ -173,8 +173,16 @@ def test_ask_about_an_upload_and_where_things_are(page: playwright.Page, url: st
     page.wait_for_function("document.querySelectorAll('#fv-talk li').length === 0")
 
 
-def test_ask_without_a_picture_says_so(page: playwright.Page, url: str) -> None:
+def test_ask_without_a_picture_says_so(page: playwright.Page, url: str, tmp_path: Path) -> None:
+    picture = tmp_path / "scene.png"
+    draw(("red", (4, 6, 20, 30))).save(picture)
     page.goto(f"{url}/ask")
     page.wait_for_selector("#fv-boxes svg")
-    page.locator("#fv-words textarea, #fv-words input").press("Enter")  # nothing asked: nothing happens
+    page.set_input_files("#fv-image input[type=file]", picture)
+    page.locator("#fv-image button[aria-label*=lear], #fv-image button[aria-label*=emove]").first.click()
+    page.wait_for_selector("#fv-boxes .fv-note")
+    page.fill("#fv-words textarea, #fv-words input", "is it red")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(1000)
+    assert "Choose a picture" in page.locator("#fv-boxes").inner_text()
     assert page.locator("#fv-talk li").count() == 0
