@@ -22,6 +22,7 @@ from foveal.errors import FovealError
 from foveal.progress import Progress
 
 STATE, WEIGHTS = "trainer_state.json", "adapter.safetensors"
+WARM_STEPS = 10  # at least, before the full learning rate
 LOG_EVERY = 10  # steps
 
 
@@ -244,8 +245,9 @@ class BudgetTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """A rate that follows the budget, so that a run cut by the clock still ends annealed."""
         chosen: Any = optimizer or self.optimizer
+        # A share of the time can be a single step on a busy machine, which at the full rate breaks a model.
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            chosen, lambda _step: self._budget.rate_factor(self._warmup)
+            chosen, lambda step: min(self._budget.rate_factor(self._warmup), (step + 1) / WARM_STEPS)
         )
         return self.lr_scheduler
 

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_adapt.py --batch 32 --steps 4 --repeats 3 --out runs/bench_adapt.json
 
-Both sides train the same model on the same batches in float32 with the same threads; the peer is
+Both sides train the same model on the same batches in the same precision with the same threads; the peer is
 `open_clip_train.train.train_one_epoch` with `open_clip.ClipLoss` and AdamW over all parameters. Every case runs in a
 process of its own, in turn, forwards and backwards; ratios are of medians. Memory is the peak resident size less what
 was resident before the first step (the model and the data).
@@ -91,7 +91,7 @@ class Loader:
         self.asked.append(time.perf_counter())
 
 
-def full(base: str, data: Dataset, batch: int, steps: int) -> tuple[float, float, float]:
+def full(base: str, data: Dataset, batch: int, steps: int, precision: str) -> tuple[float, float, float]:
     """open_clip's own loop: seconds a step after the first, memory before (MB), trained parameters."""
     import open_clip
     from open_clip_train.train import train_one_epoch
@@ -102,7 +102,7 @@ def full(base: str, data: Dataset, batch: int, steps: int) -> tuple[float, float
     loader = Loader(Collator(pairs, Order(batch, batch, steps + 1, 0), augment=False), batch, steps + 1)
     model.output_dict = True  # pyright: ignore
     args = Namespace(
-        device="cpu", precision="fp32", distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
+        device="cpu", precision={"float32": "fp32", "bfloat16": "amp_bf16"}[precision], distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
         grad_clip_norm=1.0, log_every_n_steps=10**6, batch_size=batch, world_size=1, rank=0, local_rank=0, wandb=False,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6)
@@ -111,12 +111,12 @@ def full(base: str, data: Dataset, batch: int, steps: int) -> tuple[float, float
     return statistics.median(np.diff(loader.asked)[1:]), before, sum(p.numel() for p in model.parameters())
 
 
-def lora(base: str, data: Dataset, batch: int, steps: int, towers: Any, extra: dict[str, Any]):
+def lora(base: str, data: Dataset, batch: int, steps: int, towers: Any, precision: Any):
     """`foveal adapt clip`'s loop; the same figures."""
     settings = ClipSettings(
-        batch=batch, epochs=steps + 2, towers=towers, augment=False, precision="float32", trackers=(),
+        batch=batch, epochs=steps + 2, towers=towers, augment=False, precision=precision, trackers=(),
         objective="infonce", checkpoint_seconds=1e9,
-    ).model_copy(update=extra)  # fmt: skip
+    )  # fmt: skip
     job = make_job(base, adaptable(base, "cpu"), data.subset(range(batch)), settings)
     asked: list[float] = []
     collate = job.collate
@@ -140,14 +140,15 @@ def resident_mb() -> float:
     return pages * 4096 / 2**20
 
 
-def case(name: str, base: str, folder: Path, batch: int, steps: int, threads: int) -> dict[str, float]:
+def case(name: str, base: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """One case in this process."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(options.threads)
+    batch, steps, precision = options.batch, options.steps, options.precision
     data = pictures(folder, batch)
     if name == "full":
-        seconds, before, trained = full(base, data, batch, steps)
+        seconds, before, trained = full(base, data, batch, steps, precision)
     else:
-        seconds, before, trained = lora(base, data, batch, steps, CASES[name], {})
+        seconds, before, trained = lora(base, data, batch, steps, CASES[name], precision)
     return {"samples_per_second": batch / seconds, "extra_mb": peak_memory_mb() - before, "trained": float(trained)}
 
 
@@ -158,12 +159,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="after a first one that is not counted")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of both sides")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--case", nargs=3, metavar=("NAME", "REF", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
         name, base, folder = options.case
-        found = case(name, base, Path(folder), options.batch, options.steps, options.threads)
+        found = case(name, base, Path(folder), options)
         print("\n" + json.dumps(found))
         return
     report: dict[str, Any] = {
@@ -178,7 +180,7 @@ def main() -> None:
             for repeat in range(options.repeats):
                 for name in list(CASES)[:: -1 if repeat % 2 else 1]:
                     command = [sys.executable, __file__, "--case", name, base, str(work / "pictures")]
-                    for option in ("batch", "steps", "threads"):
+                    for option in ("batch", "steps", "threads", "precision"):
                         command += [f"--{option}", str(getattr(options, option))]
                     done = subprocess.run(command, capture_output=True, text=True)
                     if done.returncode:

@@ -209,6 +209,21 @@ class Report:
             f'<div class="hits" tabindex="0">{"".join(cells) or "<p>nothing matches</p>"}</div></div>',
         )
 
+    def strip(self, title: str, items: Iterable[tuple[Image, str, str, State | None]], note: str = "") -> Report:
+        """A titled row of pictures to compare: (image, heading, caption, state); the state colours the heading."""
+        colour = {"good": "right", "bad": "wrong", "warn": "doubt", None: ""}
+        cells = (
+            f'<figure class="{colour[state]}"><img src="{look.data_uri(image, 256)}" alt="{escape(caption)}">'
+            f'<figcaption title="{escape(caption)}"><b>{escape(heading)}</b>{escape(caption)}</figcaption></figure>'
+            for image, heading, caption, state in items
+        )
+        small = f"<small>{escape(note)}</small>" if note else ""
+        return self._add(
+            "",
+            f'<div class="case"><div class="query"><div><strong>{escape(title)}</strong>{small}</div></div>'
+            f'<div class="hits strip" tabindex="0">{"".join(cells)}</div></div>',
+        )
+
     def boxes(
         self, image: Image, panels: Mapping[str, Detections], caption: str = "", *, max_side: int = 448
     ) -> Report:

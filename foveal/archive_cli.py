@@ -2,56 +2,122 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from foveal.curate_cli import add_to
 from foveal.options import DEFAULT_ENCODER, live_progress
 from foveal.printing import Json, emit, emit_rows
+
+if TYPE_CHECKING:
+    from foveal.models import Encoder
+    from retrieval.archive import AddReport, Archive
 
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
 
 
+ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
+Allow = Annotated[
+    list[str] | None, typer.Option("--allow-host", metavar="HOST", help="Host that may be fetched from; repeatable.")
+]
+
+
 @archive_app.command("add")
 def archive_add(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help="Folders, files or globs of images.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Folders, files, globs, .tar, .parquet, s3://, https://, hf:NAME."),
+    ],
     archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive; made when new.")],
     encoder: Annotated[str | None, typer.Option(metavar="REF", help="Encoder of a new archive.")] = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Remove images that the sources no longer have.")] = False,
+    watch: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="Follow one folder, looking this often.")
+    ] = None,
+    allow_host: Allow = None,
+    recall: Annotated[
+        float | None, typer.Option(min=0.5, max=1, help="recall@10 that a new archive's index must keep.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of a new archive's index, e.g. 512MB or 2GB.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Embed images into an archive; what is there and unchanged is passed over.
 
     Example: foveal archive add runs/site/images --archive runs/archive --encoder bundled:clip
     """
+    from foveal.errors import BadInput
     from foveal.models import load_encoder
     from retrieval.archive import Archive
+    from retrieval.index import IndexSettings
     from retrieval.sources import Sources
 
+    if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir()):
+        raise BadInput("--watch follows one folder", expected="one folder", received=", ".join(sources))
     if (archive / "archive.json").is_file():
         opened = Archive.open(archive)
         model = load_encoder(encoder or opened.encoder)
+        if recall is not None or memory is not None:
+            raise BadInput(f"{archive} exists: its index is settled", remedy="Leave --recall and --memory out.")
     else:
-        Sources.resolve(sources)  # a wrong path leaves no empty archive behind
+        if watch is None:
+            Sources.resolve(sources, allow=allow_host or ())  # a wrong path leaves no empty archive behind
         reference = encoder or DEFAULT_ENCODER
         model = load_encoder(reference)
-        opened = Archive.create(archive, model, reference=reference)
-    report = opened.add(sources, model, live_progress())
+        settings = IndexSettings(memory_mb=None if memory is None else _megabytes(memory))
+        settings = settings if recall is None else replace(settings, recall_target=recall)
+        opened = Archive.create(archive, model, reference=reference, index=settings)
+    if watch is not None:
+        _follow(opened, Path(sources[0]), model, watch, json_)
+        return
+    report = opened.add(sources, model, live_progress(), sync=sync, allow=allow_host or ())
+    _told(opened, report, json_)
+
+
+def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, json_: bool) -> None:
+    import signal
+    import threading
+
+    from retrieval.follow import follow
+
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):  # finish what is under way, then go
+        signal.signal(number, lambda *_: stop.set())
+    for report in follow(archive, folder, model, seconds, stop, live_progress()):
+        _told(archive, report, json_)
+
+
+def _told(archive: Archive, report: AddReport, json_: bool) -> None:
     emit(
         {
-            "archive": str(archive),
-            "encoder": opened.encoder,
+            "archive": str(archive.path),
+            "encoder": archive.encoder,
             "added": report.added,
             "updated": report.updated,
             "unchanged": report.unchanged,
+            "removed": report.removed,
             "quarantined": len(report.quarantined),
             "reasons": [{"path": path, "reason": reason} for path, reason in report.quarantined],
             "notes": report.notes,
-            "images": len(opened),
+            "images": len(archive),
         },
         json_,
     )
+
+
+def _megabytes(size: str) -> float:
+    from foveal.errors import BadInput
+
+    number = size.strip().upper().removesuffix("B")
+    units = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
+    try:
+        return float(number[:-1]) * units[number[-1]]
+    except (ValueError, KeyError, IndexError) as error:
+        raise BadInput("--memory is no size", expected="e.g. 512MB or 2GB", received=size) from error
 
 
 @archive_app.command("search")
@@ -100,3 +166,170 @@ def archive_check(
     emit(asdict(report), json_)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@archive_app.command("info")
+def archive_info(archive: ArchiveDir, json_: Json = False) -> None:
+    """Say what an archive holds, how it is indexed, and what tuning measured.
+
+    Example: foveal archive info --archive runs/archive
+    """
+    from retrieval.archive import Archive
+
+    emit(Archive.open(archive).stats(), json_)
+
+
+@archive_app.command("delete")
+def archive_delete(
+    archive: ArchiveDir,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of images.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="File with an id a line.")] = None,
+    filter: Annotated[str | None, typer.Option(metavar="EXPR", help="Every image that this keeps.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove images from an archive; their files stay. `compact` then removes the last trace of them.
+
+    Example: foveal archive delete --archive runs/archive --filter "camera = 'cam-11'" --yes
+    """
+    from foveal.errors import BadInput
+    from retrieval.archive import Archive
+
+    opened = Archive.open(archive)
+    if sum(given is not None for given in (ids or None, from_, filter)) != 1:
+        raise BadInput("what shall be deleted?", expected="ids, --from FILE or --filter EXPR, one of them")
+    if from_ is not None:
+        chosen = from_.read_text("utf-8").split()
+    else:
+        chosen = list(ids) if ids else opened.matching(str(filter))
+    if not yes and not typer.confirm(f"Delete {len(chosen)} of {len(opened)} images from {archive}?"):
+        raise typer.Exit(1)
+    emit({"deleted": opened.delete(chosen), "images": len(opened)}, json_)
+
+
+@archive_app.command("compact")
+def archive_compact(archive: ArchiveDir, json_: Json = False) -> None:
+    """Remove the last trace of deleted images and of earlier encoders from an archive's files.
+
+    Example: foveal archive compact --archive runs/archive
+    """
+    from retrieval.archive import Archive
+
+    opened = Archive.open(archive)
+    emit({"freed_bytes": opened.compact(), "images": len(opened)}, json_)
+
+
+@archive_app.command("reembed")
+def archive_reembed(
+    archive: ArchiveDir,
+    encoder: Annotated[str, typer.Option(metavar="REF", help="The new encoder.")],
+    allow_host: Allow = None,
+    json_: Json = False,
+) -> None:
+    """Embed an archive anew with another encoder, beside the old one until it is done; resumes after a kill.
+
+    Example: foveal archive reembed --archive runs/archive --encoder bundled:clip+runs/adapter
+    """
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+    from retrieval.reembed import reembed
+
+    report = reembed(Archive.open(archive), load_encoder(encoder), encoder, live_progress(), allow=allow_host or ())
+    emit(
+        {
+            "images": report.images,
+            "from_thumbnail": len(report.from_thumbnail),
+            "lost": [{"path": path, "reason": reason} for path, reason in report.lost.items()],
+        },
+        json_,
+    )
+
+
+@archive_app.command("compare")
+def archive_compare(
+    archive: ArchiveDir,
+    queries: Annotated[Path, typer.Option(metavar="FILE", help='A query a line, or {"text": ..., "relevant": [URI]}.')],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many hits count.")] = 10,
+    json_: Json = False,
+) -> None:
+    """Ask an archive as it was before `reembed`, and as it is, the same questions.
+
+    Example: foveal archive compare --archive runs/archive --queries queries.txt
+    """
+    from foveal.errors import BadInput
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+    from retrieval.compare import compare, read_questions
+
+    now = Archive.open(archive)
+    earlier = [one for one in now.generations() if one.generation < now.settings.generation]
+    if not earlier:
+        raise BadInput(f"{archive} has no earlier generation", remedy="Run `foveal archive reembed` first.")
+    then = now.at(earlier[-1])
+    pairs = [(one, load_encoder(one.encoder)) for one in (then, now)]
+    found = compare(pairs[0], pairs[1], read_questions(queries), k)
+    told = {"before": then.encoder, "after": now.encoder, **asdict(found)}
+    if not json_:
+        told["changed"] = [f"{one.text}: {one.overlap:.0%} the same" for one in found.changed[:10]]
+    emit(told, json_)
+
+
+@archive_app.command("export")
+def archive_export(
+    archive: ArchiveDir,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="A .parquet, or a .npy with a .parquet beside it.")],
+    json_: Json = False,
+) -> None:
+    """Write every vector and record to files that other tools read.
+
+    Example: foveal archive export --archive runs/archive --out runs/archive.parquet
+    """
+    from retrieval.archive import Archive
+    from retrieval.transfer import export
+
+    emit({"images": export(Archive.open(archive), out, live_progress()), "out": str(out)}, json_)
+
+
+@archive_app.command("import")
+def archive_import(
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="A .parquet, or a .npy with a .parquet beside it.")],
+    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive; made when new.")],
+    encoder: Annotated[str | None, typer.Option(metavar="REF", help="Encoder of a new archive.")] = None,
+    json_: Json = False,
+) -> None:
+    """Add vectors that were exported, or made by another tool with the same encoder.
+
+    Example: foveal archive import runs/archive.parquet --archive runs/copy --encoder bundled:clip
+    """
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+    from retrieval.transfer import read
+
+    if (archive / "archive.json").is_file():
+        opened = Archive.open(archive)
+        model = load_encoder(encoder or opened.encoder)
+    else:
+        reference = encoder or DEFAULT_ENCODER
+        model = load_encoder(reference)
+        opened = Archive.create(archive, model, reference=reference)
+    count, notes = read(opened, source, model, live_progress())
+    emit({"imported": count, "notes": notes, "images": len(opened)}, json_)
+
+
+@archive_app.command("backup")
+def archive_backup(
+    archive: ArchiveDir,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    json_: Json = False,
+) -> None:
+    """Copy an archive while nobody writes to it; the copy opens where it lies.
+
+    Example: foveal archive backup --archive runs/archive --out backups/archive
+    """
+    from retrieval.archive import Archive
+    from retrieval.transfer import backup
+
+    emit({"bytes": backup(Archive.open(archive), out), "out": str(out)}, json_)
+
+
+add_to(archive_app)

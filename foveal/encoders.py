@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from foveal.cores import at_once, pieces
 from foveal.detections import FloatArray
 from foveal.errors import BadInput, Unavailable, UnknownName
 from foveal.models import ModelRef
@@ -28,6 +29,7 @@ from foveal.runtime import pick_device
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+LONGEST = 16  # times the shorter side
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 # What the libraries raise for a folder, file or hub that does not hold what was asked for.
@@ -43,6 +45,7 @@ class TorchEncoder(ABC):
     dimension: int
     logit_scale: float
     logit_bias: float | None
+    image_side: int | None
     config: dict[str, Any]  # preprocessing and tokenisation, as far as they change an embedding
 
     def __init__(self, ref: ModelRef, model: nn.Module, config: dict[str, Any], device: str) -> None:
@@ -88,21 +91,35 @@ class TorchEncoder(ABC):
     def text_features(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
         """Features (N, D) of `model`, which is this encoder's own or one wrapped around it; not normalised."""
 
+    def prepare_image(self, image: Image) -> dict[str, Tensor]:
+        """`image_inputs` of one image; threads may call it."""
+        return self.image_inputs([image])
+
+    def encode_prepared(self, prepared: Sequence[Mapping[str, Tensor]], batch: int = 64) -> FloatArray:
+        """What `prepare_image` gave -> (N, D) float32, unit length, as `encode_images`."""
+        return self._encode_images(prepared, batch, _stacked)
+
     def encode_images(self, images: Sequence[Image], batch: int = 64) -> FloatArray:
         """Upright RGB images -> (N, D) float32, unit length; `batch` images at a time."""
-        return self._encode(images, batch, self.image_inputs, self.image_features)
+        return self._encode_images(images, batch, self.image_inputs)
 
     def encode_texts(self, texts: Sequence[str], batch: int = 256) -> FloatArray:
         """Texts -> (N, D) float32, unit length; `batch` texts at a time. Over-long texts are cut at the context."""
-        return self._encode(texts, batch, self.text_inputs, self.text_features)
+        parts = [texts[start : start + batch] for start in range(0, len(texts), batch)]
+        return self._joined([self._encode(self.text_inputs(part), self.text_features) for part in parts])
 
-    def _encode(self, items: Sequence[Any], batch: int, prepare: Any, embed: Any) -> FloatArray:
-        rows: list[FloatArray] = []
+    def _encode_images(self, items: Sequence[Any], batch: int, prepare: Any) -> FloatArray:
+        def encode(part: Sequence[Any]) -> FloatArray:
+            return self._encode(prepare(part), self.image_features)
+
+        return self._joined(at_once(encode, pieces(items, batch, self.device), self.device))
+
+    def _encode(self, inputs: Mapping[str, Tensor], embed: Any) -> FloatArray:
         with torch.inference_mode():
-            for start in range(0, len(items), batch):
-                inputs = {k: v.to(self.device) for k, v in prepare(items[start : start + batch]).items()}
-                features = nn.functional.normalize(embed(self.model, inputs).float(), dim=-1)
-                rows.append(features.cpu().numpy())
+            there = {name: value.to(self.device) for name, value in inputs.items()}
+            return nn.functional.normalize(embed(self.model, there).float(), dim=-1).cpu().numpy()
+
+    def _joined(self, rows: Sequence[FloatArray]) -> FloatArray:
         return np.concatenate(rows) if rows else np.zeros((0, self.dimension), dtype=np.float32)
 
 
@@ -115,10 +132,13 @@ class OpenClipEncoder(TorchEncoder):
         self._transform = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         self.tokenizer = tokenizer
         config = {"images": dict(model.visual.preprocess_cfg), "text": tokenizer_config(tokenizer)}
+        self.image_side = _side(config["images"]["size"])
         super().__init__(ref, model, config, device)
 
     def image_inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
-        return {"image": torch.stack([self._transform(image) for image in images])}  # pyright: ignore
+        crops = self.config["images"]["resize_mode"] == "shortest"
+        whole = [_middle(image) if crops else image for image in images]
+        return {"image": torch.stack([self._transform(image) for image in whole])}  # pyright: ignore
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return {"text": self.tokenizer(list(texts))}
@@ -161,11 +181,14 @@ class TransformersEncoder(TorchEncoder):
             "return_tensors": "pt",
         }
         images = image_config(processor.image_processor)
+        self.image_side = _side(images.get("crop_size", images.get("size")))
         config = {"images": images, "text": {**tokenizer_config(tokenizer), "max_length": longest, "fixed": fixed}}
         super().__init__(ref, model, config, device)
 
     def image_inputs(self, images: Sequence[Image]) -> dict[str, Tensor]:
-        return dict(self.processor.image_processor(images=list(images), return_tensors="pt"))
+        crops = self.config["images"].get("do_center_crop")
+        whole = [_middle(image) if crops else image for image in images]
+        return dict(self.processor.image_processor(images=whole, return_tensors="pt"))
 
     def text_inputs(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return dict(self.processor.tokenizer(list(texts), **self._text_options))
@@ -185,6 +208,30 @@ class TransformersEncoder(TorchEncoder):
 
     def text_features(self, model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         return model.get_text_features(**inputs).pooler_output
+
+
+def _middle(image: Image) -> Image:
+    """All that a centre crop sees of an image more than `LONGEST` times as long as it is wide.
+
+    Preprocessing scales the shorter side to the model's before it crops: of one row of 30,000 pixels it would make
+    224 rows of 6,720,000.
+    """
+    width, height = image.size
+    if max(width, height) <= LONGEST * min(width, height):
+        return image
+    spare_x, spare_y = (max(0, side - LONGEST * min(width, height)) // 2 for side in (width, height))
+    return image.crop((spare_x, spare_y, width - spare_x, height - spare_y))  # even, so that the middle stays
+
+
+def _stacked(prepared: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([one[name] for one in prepared]) for name in prepared[0]}
+
+
+def _side(size: Any) -> int | None:
+    """The shorter side that a preprocessing configuration asks for, in any of the forms it is written in."""
+    values = list(size.values()) if isinstance(size, Mapping) else size if isinstance(size, (list, tuple)) else [size]
+    numbers = [value for value in values if isinstance(value, int)]
+    return min(numbers) if numbers else None
 
 
 def load_open_clip(ref: ModelRef, device: str | None = None) -> OpenClipEncoder:

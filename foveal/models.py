@@ -37,6 +37,21 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class PreparingEncoder(Encoder, Protocol):
+    """An encoder whose work before the model can be done elsewhere: in threads, one image at a time."""
+
+    image_side: int | None  # shorter side that the model sees, pixels; None when it varies
+
+    def prepare_image(self, image: Image) -> Any:
+        """What the model takes of one upright RGB image; threads may call it."""
+        ...
+
+    def encode_prepared(self, prepared: Sequence[Any]) -> FloatArray:
+        """Prepared images -> what `encode_images` gives for them, (N, D) float32."""
+        ...
+
+
+@runtime_checkable
 class Detector(Protocol):
     """A closed-vocabulary detector."""
 

@@ -1,9 +1,10 @@
 """The archive: images embedded by one encoder, durable in a Lance table, searched through FAISS.
 
-An archive folder holds `archive.json`, `table.lance/` (the truth), `index/` (derived) and `quarantine.jsonl`.
+An archive folder holds `archive.json`, `quarantine.jsonl`, and in `generations/` a folder for each encoder it has been
+embedded with: `table.lance/` (the truth) and `index/` (derived).
 
 One writer at a time (a file lock); readers need no lock and see each commit at their next search. What a call has
-returned, or progress has counted, survives `kill -9`.
+returned, or progress has counted, survives `kill -9`. The index is built beside both, under a lock of its own.
 
 Shape letters: Q queries, D embedding dimensions.
 """
@@ -11,11 +12,13 @@ Shape letters: Q queries, D embedding dimensions.
 from __future__ import annotations
 
 import errno
-import json
+import os
+import shutil
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Container, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +26,63 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from foveal.artifacts import staged
-from foveal.detections import FloatArray, IntArray
+from foveal.detections import FloatArray
 from foveal.errors import BadInput, FingerprintMismatch, FovealError, IntegrityError, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
 from retrieval.check import CheckReport, inspect
-from retrieval.index import IndexSettings
-from retrieval.ingest import Rejected, embed, identity
+from retrieval.checksums import Checksums
+from retrieval.index import IndexSettings, Subset
+from retrieval.ingest import embed, identity
 from retrieval.measure import RecallReport, measure
 from retrieval.quarantine import Quarantine
-from retrieval.query import MAX_K, Hit, SearchQuery
-from retrieval.segments import SegmentStore
+from retrieval.query import MAX_K, EncodedQuery, SearchQuery
+from retrieval.results import Hit, Results
+from retrieval.search import Searcher
+from retrieval.segments import MANIFEST, SegmentStore
 from retrieval.settings import Settings
 from retrieval.snapshot import Snapshot
 from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
+from retrieval.upkeep import Upkeep
 
 LOCK_SECONDS = 10.0
-TAIL_SHARE = 0.1  # of the indexed rows that may wait unindexed, or be dead, before the index is rebuilt
-TAIL_ROWS = 1024
 FILTERS_KEPT = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AddReport:
-    """What became of the files of one `add`."""
+    """What became of the images of one `add`."""
 
-    added: int
-    updated: int  # re-embedded, or given new metadata, under the same id
-    unchanged: int
-    quarantined: list[tuple[str, str]]  # (path, reason)
-    notes: list[str]  # metadata that could not be used as given
+    added: int = 0
+    updated: int = 0  # re-embedded, or given new metadata, under the same id
+    unchanged: int = 0
+    removed: int = 0  # no longer in the sources
+    quarantined: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (URI, reason)
+    notes: list[str] = field(default_factory=list[str])  # what could not be used as given
 
 
 class Archive:
     """Images of one encoder, to add to and to search."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: Settings, *, pinned: bool = False) -> None:
+        """See `open`; a `pinned` archive stays with its generation when another is swapped in."""
         self.path = path = path.expanduser().absolute()
         self.settings = settings
-        self._segments = SegmentStore(path / "index")
+        self.folder = settings.folder(path)
+        self._pinned = pinned
+        # Strings, and the table first (see `Snapshot.settles`): they are looked at before each search.
+        watched = (self.folder / "table.lance" / "_versions", self.folder / "index" / MANIFEST, path / "archive.json")
+        self._watched = [str(each) for each in watched]
+        self._segments = SegmentStore(self.folder / "index")
+        self._sums = Checksums(self.folder / "table.lance")
+        self._searcher = Searcher(self.folder)
+        self._upkeep = Upkeep(self.folder, self._segments, settings.index)
         self._quarantine = Quarantine(path / "quarantine.jsonl")
         self._lock = FileLock(path / ".lock", timeout=LOCK_SECONDS)
         self._refreshing = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._filters: dict[tuple[int, str], IntArray] = {}
+        self._filters: dict[tuple[int, str], tuple[Subset, ...]] = {}
 
     @classmethod
     def create(
@@ -83,7 +98,9 @@ class Archive:
             raise BadInput(f"{path} exists already", expected="a new folder", remedy="Choose another --archive.")
         settings = Settings(reference or encoder.name, encoder.fingerprint, encoder.dimension, index or IndexSettings())
         with staged(path, folder=True) as folder:
-            Table.create(folder / "table.lance", encoder.dimension)
+            settings.folder(folder).mkdir(parents=True)
+            Table.create(settings.folder(folder) / "table.lance", encoder.dimension)
+            settings.write(settings.folder(folder))
             settings.write(folder)
         return cls(path, settings)
 
@@ -97,6 +114,10 @@ class Archive:
         """
         return cls(Path(path), Settings.read(Path(path)))
 
+    def at(self, settings: Settings) -> Archive:
+        """Another generation of the same archive, whichever is served."""
+        return Archive(self.path, settings, pinned=True)
+
     @property
     def encoder(self) -> str:
         """The model reference of the encoder."""
@@ -109,11 +130,11 @@ class Archive:
 
     @property
     def columns(self) -> dict[str, str]:
-        """What a filter may name -> "number" or "text"."""
-        return self._table().columns
+        """What a filter may name -> "number", "text" or "time"."""
+        return self.table().columns
 
     def __len__(self) -> int:
-        return len(self._table())
+        return len(self.table())
 
     def quarantined(self) -> list[tuple[str, str]]:
         """Every file that could not be added so far, with the reason."""
@@ -121,43 +142,64 @@ class Archive:
 
     # Writing.
 
-    def add(self, sources: Source | Sequence[Source], encoder: Encoder, progress: Progress | None = None) -> AddReport:
-        """Embeds the images of datasets, folders, files and globs; those already there and unchanged are passed over.
+    def add(
+        self,
+        sources: Source | Sequence[Source] | Sources,
+        encoder: Encoder,
+        progress: Progress | None = None,
+        *,
+        sync: bool = False,
+        allow: Collection[str] = (),
+    ) -> AddReport:
+        """Embeds the images of the sources (see `Sources.resolve`); those already there and unchanged are passed over.
 
-        Metadata comes from the dataset, or from a `metadata.csv` (column `file_name`) in or beside the images' folder.
         Each batch is durable before `progress` counts it; files that cannot be read go into quarantine.
 
+        Args:
+            sync: also remove the images that these sources held once and do no longer.
+            allow: hosts and buckets that may be fetched from.
+
         Raises:
-            BadInput: a source does not exist or holds no image.
+            BadInput: a source does not exist, holds no image, or may not be fetched.
             FingerprintMismatch: another encoder than the archive's.
-            Unavailable: another process is writing.
+            Unavailable: another process is writing, or a source does not answer.
         """
-        self._require(encoder)
+        self.require(encoder)
         progress = progress or SilentProgress()
-        found = Sources.resolve(sources)
-        added = updated = unchanged = 0
-        rejected: list[Rejected] = []
-        notes = list(found.notes)
-        with self._writing():
-            table = self._table()
-            known = table.known()
-            progress.start("embed", len(found.items))
+        found = sources if isinstance(sources, Sources) else Sources.resolve(sources, allow=allow)
+        report = AddReport()
+        seen: set[str] = set()
+        with (
+            self._writing(),
+            ThreadPoolExecutor(1, "index") as beside,
+            closing(embed(found, encoder, lambda ids: self.table().known(ids))) as batches,
+        ):
+            building: Future[None] | None = None
+            progress.start("embed", found.total)
             try:
-                for batch in embed(found.items, encoder, known):
-                    if batch.rows:
-                        table = table.latest()
-                        notes += table.write(batch.rows, self.fingerprint, known)
+                for batch in batches:
+                    replaced = self._write(batch.rows, report.notes)
+                    if batch.restamped:
+                        self.table().restamp(batch.restamped)
                     self._quarantine.update(batch.rejected, batch.seen)
-                    replaced = sum(row.id in known for row in batch.rows)
-                    added, updated = added + len(batch.rows) - replaced, updated + replaced
-                    unchanged += batch.unchanged
-                    rejected += batch.rejected
+                    report.added += len(batch.rows) - replaced
+                    report.updated += replaced
+                    report.unchanged += batch.unchanged
+                    report.quarantined += [(entry.uri, entry.reason) for entry in batch.rejected]
+                    if sync:
+                        seen.update(batch.seen)
                     progress.advance(batch.files)
+                    if building is None or building.done():
+                        building = beside.submit(self._upkeep.run, self.snapshot, SilentProgress())
             finally:
                 progress.finish()
-            self._maintain(progress)
-        reasons = [(entry.uri, entry.reason) for entry in rejected]
-        return AddReport(added, updated, unchanged, reasons, sorted(set(notes)))
+            if sync:
+                report.removed = self._delete(self._vanished(found, seen))
+            self.table().tidy()
+            self._sums.record()
+        self.index(progress)
+        report.notes[:] = sorted({*report.notes, *found.notes})
+        return report
 
     def add_vectors(
         self,
@@ -182,21 +224,42 @@ class Archive:
                 expected=f"({len(set(uris))}, {self.settings.dimension}), a different URI each",
                 received=str(vectors.shape),
             )
-        length = np.linalg.norm(vectors, axis=1, keepdims=True)
-        if not (np.isfinite(length).all() and (length > 1e-6).all()):
-            raise BadInput("a vector is not finite or has length 0", expected="directions")
-        unit = vectors / length
-        records: Sequence[Mapping[str, Value]] = metadata or [{} for _ in uris]
         shapes = sizes or [(0, 0)] * len(uris)
+        records: Sequence[Mapping[str, Value]] = metadata or [{}] * len(uris)
+        unit = _directions(vectors)
         rows = [
             Row(identity(uri), uri, "", *shape, record, vector)
             for uri, shape, record, vector in zip(uris, shapes, records, unit, strict=True)
         ]
         with self._writing():
-            table = self._table()
-            table.write(rows, fingerprint, table.known())
-            self._maintain(SilentProgress())
+            self._write(rows, [])
+            self.table().tidy()
+            self._sums.record()
+        self.index()
         return [row.id for row in rows]
+
+    def add_records(self, records: Sequence[Mapping[str, Any]], vectors: FloatArray) -> list[str]:
+        """Commits rows of another archive, given by field and vector (N, D); returns notes on their metadata.
+
+        Unlike `add_vectors` it leaves indexing to the caller, and the fingerprint too.
+        """
+        rows = [
+            Row(
+                identity(record["uri"]), record["uri"], record["content_hash"] or "", record["width"] or 0,
+                record["height"] or 0, record["metadata"], vector, bytes=record["bytes"] or 0, phash=record["phash"],
+            )
+            for record, vector in zip(records, _directions(vectors), strict=True)
+        ]  # fmt: skip
+        notes: list[str] = []
+        with self._writing():
+            self._write(rows, notes)
+            self.table().tidy()
+            self._sums.record()
+        return notes
+
+    def index(self, progress: Progress | None = None) -> None:
+        """Indexes what is not indexed yet where that is worth it; others go on reading and writing."""
+        self._upkeep.run(self.snapshot, progress or SilentProgress())
 
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
@@ -205,7 +268,9 @@ class Archive:
             Unavailable: another process is writing.
         """
         with self._writing():
-            return self._table().delete(list(ids))
+            gone = self._delete(ids)
+            self._sums.record()
+            return gone
 
     def check(self, progress: Progress | None = None, *, repair: bool = True) -> CheckReport:
         """Verifies table, index and files, and rebuilds what is derived where it is wrong.
@@ -214,34 +279,64 @@ class Archive:
             Unavailable: another process is writing.
         """
         progress = progress or SilentProgress()
-        with self._writing():
+        with self.still():
             report = inspect(
-                self.path,
+                self.folder,
                 self._segments,
                 dimension=self.settings.dimension,
                 fingerprint=self.fingerprint,
-                rebuild=self._rebuild if repair else None,
+                rebuild=self.rebuild if repair else None,
                 progress=progress,
             )
         self._snapshot = None
         return report
 
     def rebuild(self) -> None:
-        """Builds the index anew over every row; Unavailable when another process is writing."""
-        with self._writing():
-            self._rebuild()
+        """Builds the index anew over every row."""
+        self._upkeep.rebuild(self.snapshot)
+
+    def compact(self) -> int:
+        """Makes deletions final: no file here holds vector, metadata or thumbnail of a deleted image any more.
+
+        Earlier generations go too. Readers that look at an older state move to the present one at their next search.
+        Returns the bytes freed.
+
+        Raises:
+            Unavailable: another process is writing, or embedding the archive anew.
+        """
+        before = _size(self.path)
+        with self._upkeep.lock:  # whoever builds the index reads files that are about to go
+            with self._writing():
+                for settings in self.generations():
+                    if settings.generation != self.settings.generation:
+                        drop(settings.folder(self.path))
+                self.table().erase()
+                self._sums.record()
+            self._upkeep.purge(self.snapshot)
+        return before - _size(self.path)
+
+    def generations(self) -> list[Settings]:
+        """Every embedding of the archive that is still here, oldest first; the last may be unfinished."""
+        folders = sorted((self.path / "generations").iterdir())
+        return [Settings.read(folder) for folder in folders if (folder / "archive.json").is_file()]
 
     # Reading.
 
-    def search(self, query: SearchQuery, encoder: Encoder) -> list[Hit]:
-        """The best `query.k` images, best first; fewer only when the filter leaves fewer.
+    def search(self, query: SearchQuery, encoder: Encoder) -> Results:
+        """A page of the best `query.k` images, best first; none when nothing matches, see `Results.reason`.
 
         Raises:
             FingerprintMismatch: another encoder than the archive's.
-            BadInput: the filter is not one, or the query's image cannot be decoded.
+            BadInput: the filter or the cursor is not one, or the query's image cannot be decoded.
         """
-        self._require(encoder)
-        return self.nearest(query.vector(encoder)[None], query.k, query.filter)[0]
+        self.require(encoder)
+        return self.answer(query.encoded(encoder))
+
+    def answer(self, asked: EncodedQuery) -> Results:
+        """`search` for a query that has met the encoder already; raises as that."""
+        self._require_fingerprint(asked.fingerprint)
+        view, filter = self.snapshot(), asked.query.filter
+        return self._searcher.run(view, asked, None if filter is None else self._allowed(view, filter))
 
     def nearest(self, queries: FloatArray, k: int = 10, filter: str | None = None) -> list[list[Hit]]:
         """The best k images for each unit vector of `queries` (Q, D), best first.
@@ -259,41 +354,60 @@ class Archive:
         if not np.isfinite(queries).all():
             raise BadInput("a query holds NaN or infinity", expected="finite numbers")
         view = self.snapshot()
-        allowed = None if filter is None else self._allowed(view, filter)
-        similarity, seqs = view.nearest(queries, k, allowed)
-        records = view.table.records(view.row_ids(seqs.reshape(-1)), ["id", "uri", "metadata"])
+        found = view.nearest(queries, k, None if filter is None else self._allowed(view, filter))
+        width = found.similarity.shape[1]
+        similarity = found.similarity.reshape(-1).tolist()
         hits = [
-            Hit(record["id"], record["uri"], float(value), json.loads(record["metadata"]))
-            for record, value in zip(records, similarity.reshape(-1).tolist(), strict=True)
+            Hit(id, uri, value, metadata)
+            for (id, uri, metadata), value in zip(view.told(found), similarity, strict=True)
         ]
-        width = seqs.shape[1]
         return [hits[row * width : (row + 1) * width] for row in range(len(queries))]
 
     def snapshot(self) -> Snapshot:
         """The newest consistent view; made anew only when someone has committed since the last."""
         current = self._snapshot
-        signature = self._segments.signature()
-        if current is not None and current.signature == signature and not current.table.is_stale():
-            return current
+        signature = self._signature()
+        if current is not None and current.signature == signature:
+            if current.settled:
+                return current
+            if not current.table.is_stale():
+                if current.settles():
+                    self._snapshot = replace(current, settled=True)
+                return current
         with self._refreshing:
-            signature = self._segments.signature()
+            signature = self._signature()
+            self._current()
             damage = None
             try:
                 segments = self._segments.load()
             except IntegrityError as error:
                 segments, damage = [], str(error)  # what is derived may be lost: search the table exactly
             # The table is read after the segments, so it is never older than they are.
-            self._snapshot = Snapshot.take(self._table(), segments, signature, damage)
+            self._snapshot = Snapshot.take(self.table(), segments, signature, current, damage)
             return self._snapshot
+
+    def table(self) -> Table:
+        """The newest version of the table."""
+        return Table.open(self.folder / "table.lance")
+
+    def matching(self, filter: str) -> list[str]:
+        """Ids of the images that a filter keeps, in the order they came; BadInput when it is none."""
+        table = self.table()
+        _, rows = table.keys(filter)
+        return table.take(rows, ["id"])["id"].to_pylist()
+
+    def items(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The named columns of those of `ids` that are here, by id."""
+        return self.table().find(ids, columns)
 
     def vectors_by_content(self, hashes: Sequence[str]) -> list[FloatArray | None]:
         """The vector (D,) of each image by its `foveal.images.content_hash`, None where it is not here."""
-        wanted, found = set(hashes), dict[str, FloatArray]()
-        for batch in self._table().scan(["content_hash", "vector"]):
-            for i, content in enumerate(batch["content_hash"].to_pylist()):
-                if content in wanted:
-                    found[content] = np.asarray(batch["vector"][i].as_py(), dtype=np.float32)
-        return [found.get(content) for content in hashes]
+        view = self.snapshot()
+        contents: list[str] = view.table.take(view.rows, ["content_hash"])["content_hash"].to_pylist()
+        place = {content: row for row, content in enumerate(contents)}
+        rows = [place.get(content) for content in hashes]
+        vectors = iter(view.table.vectors(view.rows[[row for row in rows if row is not None]]).astype(np.float32))
+        return [None if row is None else next(vectors) for row in rows]
 
     def recall_at_k(self, k: int = 10, sample: int = 200, queries: FloatArray | None = None) -> RecallReport:
         """Measures recall@k against exact search, and latency, on `queries` (Q, D) or on a sample of stored vectors.
@@ -306,44 +420,99 @@ class Archive:
     def stats(self) -> dict[str, Any]:
         """Sizes, and how the archive is searched, with what tuning measured."""
         view = self.snapshot()
-        index = next((part.index for part in view.parts), None)
-        tuning = None if index is None or index.tuning is None else index.tuning.chosen
+        indexed = len(view.parts) - bool(view.tail)
         return {
             "images": len(view.rows),
             "encoder": self.encoder,
             "fingerprint": self.fingerprint,
             "dimension": self.settings.dimension,
-            "index": None if index is None else index.kind,
+            "generation": self.settings.generation,
+            "segments": [
+                {
+                    "images": len(part),
+                    "index": part.index.kind,
+                    "tuning": None if part.index.tuning is None else asdict(part.index.tuning.chosen),
+                }
+                for part in view.parts[:indexed]
+            ],
             "index_damage": view.damage,
-            "tuning": None if tuning is None else asdict(tuning),
             "indexed": len(view.rows) - view.tail,
             "tail": view.tail,
             "dead": view.dead,
             "quarantined": len(self._quarantine.read()),
             "columns": view.table.columns,
             "version": view.table.version,
-            "bytes": sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()),
+            "bytes": _size(self.path),
         }
+
+    @contextmanager
+    def still(self) -> Generator[None]:
+        """Nobody changes a file of the archive meanwhile; Unavailable when another process is writing."""
+        with self._upkeep.lock, self._writing():
+            yield
 
     # Inside.
 
-    def _allowed(self, view: Snapshot, expression: str) -> IntArray:
-        """The seqs that a filter keeps; the last few are remembered, as a team asks for the same cameras all day."""
+    def _write(self, rows: Sequence[Row], notes: list[str]) -> int:
+        """Commits rows, adding to `notes`; returns how many of their ids were there already."""
+        if not rows:
+            return 0
+        table = self.table()
+        known = table.known([row.id for row in rows])
+        notes += table.write(rows, self.fingerprint, known)
+        return len(known)
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        return self.table().delete(list(ids)) if ids else 0
+
+    def _vanished(self, found: Sources, seen: Container[str]) -> list[str]:
+        """Ids of images that the sources cover and do not have."""
+        return [
+            key
+            for batch in self.table().scan(["id", "uri"])
+            for key, uri in zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+            if uri not in seen and found.covers(uri)
+        ]
+
+    def _allowed(self, view: Snapshot, expression: str) -> tuple[Subset, ...]:
+        """The rows that a filter keeps; the last few are remembered, as a team asks for the same cameras all day."""
         key = view.table.version, expression
         found = self._filters.get(key)
-        if found is None:
-            found = view.table.keys(expression)[0]
+        if found is None or len(found) != len(view.parts):
+            found = view.select(view.table.keys(expression)[0])
             kept = list(self._filters.items())[1 - FILTERS_KEPT :]
             self._filters = {**dict(kept), key: found}
         return found
 
-    def _table(self) -> Table:
-        return Table.open(self.path / "table.lance")
+    def _signature(self) -> tuple[int, ...]:
+        """Changes with every commit to the table, every swap of the index, and when another generation is served."""
+        told: list[int] = []
+        for path in self._watched:
+            try:
+                status = os.stat(path)
+                told += status.st_mtime_ns, status.st_ino
+            except FileNotFoundError:
+                told += 0, 0
+        return tuple(told)
+
+    def _current(self) -> None:
+        """FingerprintMismatch when another generation is served by now."""
+        if self._pinned:
+            return
+        served = Settings.read(self.path)
+        if served.generation != self.settings.generation:
+            raise FingerprintMismatch(
+                f"{self.path} has been embedded anew since it was opened",
+                expected=f"vectors of {served.encoder}",
+                received=self.encoder,
+                remedy="Open it again, with that encoder.",
+            )
 
     @contextmanager
     def _writing(self) -> Generator[None]:
         try:
             with self._lock:
+                self._current()
                 yield
         except Timeout as error:
             raise Unavailable(
@@ -359,27 +528,8 @@ class Archive:
                 ) from error
             raise
 
-    def _maintain(self, progress: Progress) -> None:
-        """Compacts the table and rebuilds the index when too many rows are outside it."""
-        self._table().compact()
-        view = self.snapshot()
-        indexed = len(view.rows) - view.tail
-        astray = view.tail + view.dead
-        if astray and (not indexed or astray > max(TAIL_ROWS, TAIL_SHARE * indexed)):
-            progress.start("index", None)
-            try:
-                self._rebuild()
-            finally:
-                progress.finish()
-
-    def _rebuild(self) -> None:
-        seqs, vectors = self._table().vectors()
-        if len(seqs):
-            self._segments.replace(seqs, vectors.astype(np.float32), self.settings.index)
-        else:
-            self._segments.clear()
-
-    def _require(self, encoder: Encoder) -> None:
+    def require(self, encoder: Encoder) -> None:
+        """FingerprintMismatch unless `encoder` made the vectors here."""
         self._require_fingerprint(encoder.fingerprint, encoder.name)
 
     def _require_fingerprint(self, fingerprint: str, name: str = "these vectors") -> None:
@@ -390,3 +540,35 @@ class Archive:
                 received=fingerprint[:12],
                 remedy=f"Use that encoder, or embed anew: foveal archive add IMAGES --archive NEW_DIR --encoder {name}",
             )
+
+
+def drop(folder: Path) -> None:
+    """Removes a generation; Unavailable while a process builds it."""
+    try:
+        with FileLock(folder / ".building", timeout=0):
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != ".building":
+                    path.unlink()
+    except Timeout as error:
+        raise Unavailable(f"{folder} is being built", remedy="Wait for `foveal archive reembed`.") from error
+    shutil.rmtree(folder)
+
+
+def _directions(vectors: FloatArray) -> FloatArray:
+    """The vectors (N, D) at unit length; BadInput when one is not finite or has none."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    if not (np.isfinite(length).all() and (length > 1e-6).all()):
+        raise BadInput("a vector is not finite or has length 0", expected="directions")
+    return vectors / length
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in `folder`, whatever others remove meanwhile."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += os.stat(os.path.join(root, name)).st_size
+    return total

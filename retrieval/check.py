@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
+from foveal.detections import IntArray
 from foveal.errors import IntegrityError
 from foveal.progress import Progress
+from retrieval.checksums import Checksums
+from retrieval.index import contained
 from retrieval.segments import Segment, SegmentStore
-from retrieval.snapshot import contained
 from retrieval.table import Table
 
 UNIT_TOLERANCE = 2e-3  # of a vector's length once it has been rounded to fp16
 SPOT_CHECKS = 64
+LUCK = 0.1  # of the spot checks that an approximate index may miss beyond what it was tuned to
 NAMED = 3  # examples given for a problem that many rows share
 
 
@@ -39,8 +42,10 @@ def inspect(
     rebuild: Callable[[], None] | None,
     progress: Progress,
 ) -> CheckReport:
-    """Checks the archive at `path`; `rebuild` makes its index anew, None repairs nothing. The caller holds its lock."""
+    """Checks the generation in `path`, whose locks the caller holds; `rebuild`, unless None, makes its index anew."""
     try:
+        if changed := Checksums(path / "table.lance").damage():
+            return CheckReport(False, [f"{one}; restore it from a backup" for one in changed], [], 0)
         table = Table.open(path / "table.lance")
         problems = _table_problems(table, dimension, fingerprint, progress)
     except (IntegrityError, OSError, ValueError) as error:
@@ -118,20 +123,24 @@ def _index_problems(table: Table, store: SegmentStore) -> list[str]:
     return problems
 
 
-def _segment_problems(segment: Segment, table: Table, live: np.ndarray, rows: np.ndarray) -> list[str]:
+def _segment_problems(segment: Segment, table: Table, live: IntArray, rows: IntArray) -> list[str]:
     if (np.diff(segment.seqs) <= 0).any():
         return [f"index segment {segment.name} is out of order"]
     both = contained(live, segment.seqs)
     picked = np.random.default_rng(0).permutation(np.flatnonzero(both))[:SPOT_CHECKS]
     if not len(picked):
         return []
-    seqs, vectors = table.vectors(rows[picked])
-    queries = vectors.astype(np.float32)
+    queries = table.vectors(rows[picked]).astype(np.float32)
+    own = np.searchsorted(segment.seqs, live[picked])
+    held = segment.index.store.reconstruct_batch(own)
+    if not np.allclose(held, queries, atol=1e-3):
+        return [f"index segment {segment.name} holds other vectors than the table"]
     similarity, position = segment.index.search(queries, 1)
-    itself = segment.seqs[position[:, 0]] == seqs
-    equal = np.abs(similarity[:, 0] - (queries * queries).sum(axis=1)) < 1e-3  # or a copy of the same image
-    lost = int((~(itself | equal)).sum())
-    return [f"index segment {segment.name} does not find {lost} of {len(picked)} of its own rows"] if lost else []
+    equal = np.abs(similarity[:, 0] - (queries * queries).sum(axis=1)) < 1e-3  # itself, or a copy of the same image
+    lost = int((~(equal | (position[:, 0] == own))).sum())
+    tuning = segment.index.tuning
+    allowed = 0 if tuning is None else len(picked) * (1 - tuning.chosen.recall + LUCK)
+    return [f"index segment {segment.name} does not find {lost} of {len(picked)} of its own rows"] * (lost > allowed)
 
 
 def _missing_files(table: Table) -> list[str]:

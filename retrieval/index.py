@@ -1,11 +1,12 @@
 """FAISS over part of an archive: which index for how many vectors, and its settings measured on those vectors.
 
-Shape letters: N vectors, D dimensions, Q queries. A position is a vector's place in the index.
+Shape letters: N vectors, D dimensions, Q queries, S a sample. A position is a vector's place in the index.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,29 +14,37 @@ import faiss as _faiss
 import numpy as np
 
 from foveal.detections import BoolArray, FloatArray, IntArray
+from foveal.errors import BadInput
 
 faiss: Any = _faiss  # its wrappers are written at import, so a type checker sees other signatures
 
 TIE = 1e-5  # similarities closer than this count as equal when recall is measured
 TUNE_K = 10
-TUNE_QUERIES = 256
-TRAIN_PER_LIST = 64  # vectors a k-means centroid
+TUNE_QUERIES = 128  # of each of three kinds
+TRAIN_PER_LIST = 50  # vectors a k-means centroid
+CHUNK = 65_536  # vectors read at a time
+GATHER_BYTES = 32 * 2**20  # of a subset's vectors, up to which they are copied to be searched on their own
 
 
 @dataclass(frozen=True, slots=True)
 class IndexSettings:
-    """When to stop searching exactly, and how much recall an approximate index must keep."""
+    """When to stop searching exactly, how much recall an approximate index must keep, and what it may hold in memory.
+
+    The memory is that of the codes, which every process that searches keeps resident; the half-precision vectors they
+    are refined with are mapped from disk and shared.
+    """
 
     flat_below: int = 50_000
     recall_target: float = 0.99
+    memory_mb: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Operating:
     """One way to run an index, and what it was measured to give."""
 
-    nprobe: int
-    k_factor: int
+    effort: int  # lists visited (IVF) or candidates kept (HNSW)
+    k_factor: int  # times k candidates are refined
     recall: float  # recall@10 against exact search, the worst of three kinds of query
     ms: float  # a query, one batch of them
 
@@ -56,140 +65,275 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """A kind of approximate index; all of them are refined over half-precision vectors."""
+
+    factory: Callable[[int, int], str]  # (D, lists) -> FAISS factory string
+    bytes_each: Callable[[int], float]  # resident, a vector of D dimensions
+
+
+# In the order in which they are tried, the fastest at equal recall first (docs/decisions/0004).
+RECIPES: dict[str, Recipe] = {
+    "IVF-PQ": Recipe(lambda d, lists: f"IVF{lists},PQ{_codes(d)}x4fs", lambda d: _codes(d) / 2 + 8),
+    "IVF-RaBitQ": Recipe(lambda d, lists: f"IVF{lists},RaBitQfs", lambda d: d / 8 + 20),
+    "IVF-SQ8": Recipe(lambda d, lists: f"IVF{lists},SQ8", lambda d: d + 8),
+    "HNSW-SQ8": Recipe(lambda d, lists: "HNSW32_SQ8", lambda d: d + 32 * 2 * 4 + 12),
+}
+
+
+class Vectors:
+    """The vectors an index is built of, read piece by piece so that they need not fit into memory twice."""
+
+    def __init__(self, count: int, dimension: int, read: Callable[[IntArray], Any]) -> None:
+        self.count, self.dimension = count, dimension
+        self._read = read  # positions (S,) -> (S, D) of any float type
+
+    @classmethod
+    def of(cls, array: FloatArray) -> Vectors:
+        """Those of an array (N, D)."""
+        return cls(*array.shape, lambda positions: array[positions])
+
+    def __len__(self) -> int:
+        return self.count
+
+    def at(self, positions: IntArray) -> FloatArray:
+        """(S, D) float32."""
+        return np.ascontiguousarray(self._read(positions), dtype=np.float32)
+
+    def chunks(self) -> Iterator[tuple[int, FloatArray]]:
+        """First position and vectors of each piece, in order."""
+        for start in range(0, self.count, CHUNK):
+            yield start, self.at(np.arange(start, min(start + CHUNK, self.count)))
+
+
+@dataclass(frozen=True, slots=True)
 class VectorIndex:
     """A FAISS index over N unit vectors; every search is by inner product and exact unless `tuning` is set."""
 
     index: Any = field(repr=False)
     kind: str
     tuning: Tuning | None = None
+    plain: Any = field(init=False, repr=False)  # parameters of a search for `TUNE_K` or more of all positions
+
+    def __post_init__(self) -> None:
+        tuned = self.tuning is not None
+        object.__setattr__(self, "plain", self._parameters(TUNE_K, None) if tuned else None)
 
     @classmethod
-    def build(cls, vectors: FloatArray, settings: IndexSettings) -> VectorIndex:
-        """Index of `vectors` (N, D): flat while small, else IVF tuned to the recall target on these vectors."""
-        if len(vectors) < settings.flat_below:
-            return cls.flat(vectors)
-        index = _trained(vectors)
-        return cls(index, kind_of(index), tune(index, vectors, settings.recall_target))
+    def build(cls, vectors: Vectors, settings: IndexSettings) -> VectorIndex:
+        """The first kind of approximate index that fits memory and reaches the recall target on `vectors`.
+
+        When none reaches it, the kind with the best recall.
+
+        Raises:
+            BadInput: no kind fits into the memory allowed.
+        """
+        best: VectorIndex | None = None
+        for name in fitting(len(vectors), vectors.dimension, settings.memory_mb):
+            built = _built(name, vectors, settings.recall_target)
+            assert built.tuning is not None
+            if best is None or best.tuning is None or built.tuning.chosen.recall > best.tuning.chosen.recall:
+                best = built
+            if built.tuning.chosen.recall >= settings.recall_target:
+                break
+        assert best is not None
+        return best
 
     @classmethod
-    def flat(cls, vectors: FloatArray) -> VectorIndex:
-        """An exact index of `vectors` (N, D)."""
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        return cls(index, kind_of(index))
+    def flat(cls, vectors: Vectors) -> VectorIndex:
+        """An exact index of `vectors`."""
+        index = faiss.IndexFlatIP(vectors.dimension)
+        for _, chunk in vectors.chunks():
+            index.add(chunk)
+        return cls(index, "flat")
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
 
-    def search(self, queries: FloatArray, k: int, alive: BoolArray | None = None) -> tuple[FloatArray, IntArray]:
-        """Best k of the positions that are `alive` (N,) -> similarities and positions (Q, min(k, alive)).
+    @property
+    def store(self) -> Any:
+        """The FAISS index that holds the vectors themselves."""
+        return faiss.downcast_index(self.index if self.tuning is None else self.index.refine_index)
 
-        Fast rather than exact where the index is approximate, but never short while k positions are alive.
+    def search(self, queries: FloatArray, k: int, among: Subset | None = None) -> tuple[FloatArray, IntArray]:
+        """Best k of the positions `among` -> similarities and positions (Q, min(k, among)).
+
+        Fast rather than exact where the index is approximate, but never short while k positions are there.
         """
-        available = len(self) if alive is None else int(alive.sum())
-        k = min(k, available)
+        k = min(k, len(self) if among is None else len(among))
         if self.tuning is None or k == 0:
-            return self.exact(queries, k, None if alive is None else np.flatnonzero(alive))
-        selector = None if alive is None else faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))
-        parameters = _parameters(self.tuning.chosen.nprobe, self.tuning.chosen.k_factor, selector)
+            return self.exact(queries, k, among)
+        usual = among is None and k >= TUNE_K
+        parameters = self.plain if usual else self._parameters(k, None if among is None else among.selector)
         similarity, position = self.index.search(queries, k, params=parameters)
         short = (position < 0).any(axis=1)
         if short.any():
-            everything = np.arange(len(self)) if alive is None else np.flatnonzero(alive)
-            similarity[short], position[short] = self.exact(queries[short], k, everything)
+            similarity[short], position[short] = self.exact(queries[short], k, among)
         return similarity, position
 
-    def exact(self, queries: FloatArray, k: int, positions: IntArray | None = None) -> tuple[FloatArray, IntArray]:
-        """The true best k among `positions` (all when None) -> similarities and positions (Q, min(k, len))."""
-        store = faiss.downcast_index(self.index if self.tuning is None else self.index.refine_index)
-        k = min(k, len(self) if positions is None else len(positions))
+    def exact(self, queries: FloatArray, k: int, among: Subset | None = None) -> tuple[FloatArray, IntArray]:
+        """The true best k `among` positions (all when None) -> similarities and positions (Q, min(k, among))."""
+        k = min(k, len(self) if among is None else len(among))
         if k == 0:
             return np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64)
-        if positions is None:
-            return store.search(queries, k)
-        # faiss answers an id array with its own short loop on flat storage only; on codes it took seconds (see
-        # measurements: a bitmap took 5 ms where the array took 2.3 s).
-        if isinstance(store, faiss.IndexFlat):
-            selector = faiss.IDSelectorArray(np.ascontiguousarray(positions, dtype=np.int64))
-        else:
-            mask = np.zeros(len(self), dtype=bool)
-            mask[positions] = True
-            selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
-        return store.search(queries, k, params=faiss.SearchParameters(sel=selector))
+        if among is None:
+            return self.store.search(queries, k)
+        if among.gathered is not None:
+            similarity, place = among.gathered.search(queries, k)
+            return similarity, among.positions[place]
+        return self.store.search(queries, k, params=faiss.SearchParameters(sel=among.selector))
+
+    def subset(self, positions: IntArray, *, gather: bool) -> Subset:
+        """The ascending `positions` (S,), prepared for searches; `gather` copies the vectors of small ones.
+
+        A filtered scan of half-precision vectors tests a bit for every vector there is, which for few of many costs
+        more than the similarities do.
+        """
+        mask = np.zeros(len(self), dtype=bool)
+        mask[positions] = True
+        bits = np.packbits(mask, bitorder="little")
+        gathered = None
+        size = self.store.code_size
+        if gather and len(positions) and len(positions) * size <= GATHER_BYTES:
+            codes = faiss.rev_swig_ptr(self.store.codes.data(), len(self) * size).reshape(-1, size)
+            gathered = _like(self.store)
+            gathered.add_sa_codes(np.ascontiguousarray(codes[positions]))
+        return Subset(positions, bits, faiss.IDSelectorBitmap(bits), gathered)
+
+    def _parameters(self, k: int, selector: Any) -> Any:
+        """As tuned; for fewer than `TUNE_K` hits as many candidates are refined as for those."""
+        assert self.tuning is not None
+        point = self.tuning.chosen
+        return _parameters(self.index, point.effort, point.k_factor * max(1, -(-TUNE_K // k)), selector)
 
 
-def kind_of(index: Any) -> str:
-    """The index type in words, e.g. `IndexFlatIP` or `IVF1024,PQ256x4fs,Refine(SQfp16)`."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        base = faiss.downcast_index(index.base_index)
-        return f"IVF{base.nlist},PQ{base.M}x4fs,Refine(SQfp16)"
-    return type(index).__name__
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """Some positions of an index, in the forms its searches need."""
+
+    positions: IntArray  # (S,) ascending
+    bits: Any = field(repr=False)  # kept because FAISS only points to it
+    selector: Any = field(repr=False)
+    gathered: Any = field(repr=False)  # an exact index of just these vectors, or None
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
-def _trained(vectors: FloatArray) -> Any:
-    """IVF fast-scan codes refined over fp16: at a million vectors it beat HNSW at the same recall (measurements)."""
-    count, dimension = vectors.shape
-    lists = 2 ** round(np.log2(4 * np.sqrt(count)))
-    codes = next(m for m in (dimension // 2, dimension) if m and dimension % m == 0)
-    index = faiss.index_factory(dimension, f"IVF{lists},PQ{codes}x4fs,Refine(SQfp16)", faiss.METRIC_INNER_PRODUCT)
-    sample = _sample(count, TRAIN_PER_LIST * lists)
-    index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
-    for start in range(0, count, 65_536):
-        index.add(np.ascontiguousarray(vectors[start : start + 65_536], dtype=np.float32))
-    return index
+def fitting(count: int, dimension: int, memory_mb: float | None) -> list[str]:
+    """The recipes whose codes of `count` vectors fit into memory, in the order to try them.
+
+    Raises:
+        BadInput: none does.
+    """
+    needs = {name: recipe.bytes_each(dimension) * count / 2**20 for name, recipe in RECIPES.items()}
+    names = [name for name, need in needs.items() if memory_mb is None or need <= memory_mb]
+    if not names:
+        least = min(needs.values())
+        raise BadInput(
+            f"no index of {count:,} vectors fits into {memory_mb:g} MB",
+            expected=f"at least {least:.0f} MB",
+            remedy="Allow more memory, or split the archive.",
+        )
+    return names
 
 
-def _parameters(nprobe: int, k_factor: int, selector: Any = None) -> Any:
+def _codes(dimension: int) -> int:
+    """Sub-quantisers of a PQ with two dimensions each, or one where D is odd."""
+    return dimension // 2 if dimension % 2 == 0 else dimension
+
+
+def _like(store: Any) -> Any:
+    """An empty index that takes the codes of `store`."""
+    if isinstance(store, faiss.IndexScalarQuantizer):
+        return faiss.IndexScalarQuantizer(store.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    return faiss.IndexFlatIP(store.d)
+
+
+def _built(name: str, vectors: Vectors, target: float) -> VectorIndex:
+    """A trained and filled index of the recipe, tuned against exact search over the same vectors."""
+    lists = 2 ** round(np.log2(4 * np.sqrt(len(vectors))))
+    described = f"{RECIPES[name].factory(vectors.dimension, lists)},Refine(SQfp16)"
+    index = faiss.index_factory(vectors.dimension, described, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors.at(_sample(len(vectors), TRAIN_PER_LIST * lists)))
+    trial = Trial.draw(vectors)
+    for start, chunk in vectors.chunks():
+        index.add(chunk)
+        trial.look(chunk, start)
+    return VectorIndex(index, described, tune(index, trial, target))
+
+
+def _parameters(index: Any, effort: int, k_factor: int, selector: Any = None) -> Any:
     # Per call: changing nprobe on a shared index would race with other threads' searches.
-    inner = faiss.IVFSearchParameters(nprobe=nprobe, **({} if selector is None else {"sel": selector}))
+    chosen: dict[str, Any] = {} if selector is None else {"sel": selector}
+    if isinstance(faiss.downcast_index(index.base_index), faiss.IndexHNSW):
+        inner = faiss.SearchParametersHNSW(efSearch=effort, **chosen)
+    else:
+        inner = faiss.IVFSearchParameters(nprobe=effort, **chosen)
     return faiss.IndexRefineSearchParameters(k_factor=k_factor, base_index_params=inner)
 
 
-def tune(index: Any, vectors: FloatArray, target: float) -> Tuning:
-    """The fastest (nprobe, k_factor) that keeps `target` recall@10, measured on queries made from `vectors` (N, D).
+@dataclass(slots=True)
+class Trial:
+    """Queries to tune with, and the best similarities there are for them, found while the index is filled."""
 
-    When no setting reaches the target, the one with the best recall is taken.
-    """
-    queries, kinds, itself = _trial_queries(vectors)
-    lists = faiss.downcast_index(index.base_index).nlist
-    store = faiss.downcast_index(index.refine_index)
-    truth = without(store.search(queries, TUNE_K + 1), itself)[:, :TUNE_K]
+    queries: FloatArray  # (Q, D)
+    kinds: IntArray  # (Q,) 0, 1 or 2
+    itself: IntArray  # (Q,) position of the vector that is no answer, -1 where all may be
+    truth: FloatArray  # (Q, TUNE_K) best first
 
+    @classmethod
+    def draw(cls, vectors: Vectors) -> Trial:
+        """Three kinds of query, as an index that is good for one can fail for another: stored vectors, as in searches
+        by an image of the archive; means of two, which lie between clusters as composed queries do; and vectors with
+        twice their length of noise, far from every cluster as text queries are from images (arXiv 2203.02053).
+        """
+        rng = np.random.default_rng(1)
+        own = _sample(len(vectors), TUNE_QUERIES)
+        stored = vectors.at(own)
+        between = stored + stored[rng.permutation(len(own))]
+        noise = rng.standard_normal(stored.shape).astype(np.float32)
+        afar = stored + 2 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+        queries = np.concatenate([stored, between, afar])
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        kinds = np.repeat(np.arange(3), len(own))
+        itself = np.where(kinds == 0, np.tile(own, 3), -1)
+        return cls(queries, kinds, itself, np.full((len(queries), TUNE_K), -np.inf, np.float32))
+
+    def look(self, chunk: FloatArray, start: int) -> None:
+        """Takes the vectors (S, D) at positions `start` and on into the truth."""
+        chunk = chunk.astype(np.float16).astype(np.float32)  # as they are stored
+        k = min(TUNE_K + 1, len(chunk))
+        similarity, position = faiss.knn(self.queries, chunk, k, metric=faiss.METRIC_INNER_PRODUCT)
+        similarity[position + start == self.itself[:, None]] = -np.inf
+        both = np.concatenate([self.truth, similarity], axis=1)
+        self.truth = -np.sort(-both, axis=1)[:, :TUNE_K]
+
+
+def tune(index: Any, trial: Trial, target: float) -> Tuning:
+    """The fastest (effort, k_factor) that keeps `target` recall@10; the one with the best recall when none does."""
+    most = _most_effort(index)
     curve: list[Operating] = []
     for k_factor in (4, 16, 64):
-        nprobe = 1
-        while nprobe <= lists:
+        effort = 1
+        while effort <= most:
             began = time.perf_counter()
-            found = index.search(queries, TUNE_K + 1, params=_parameters(nprobe, k_factor))
-            ms = (time.perf_counter() - began) * 1000 / len(queries)
-            each = recall(without(found, itself)[:, :TUNE_K], truth)
-            curve.append(Operating(nprobe, k_factor, float(min(each[kinds == kind].mean() for kind in range(3))), ms))
-            if curve[-1].recall >= target or (nprobe > 64 and curve[-1].recall - curve[-2].recall < 1e-3):
-                break  # reached, or more lists no longer help at this k_factor
-            nprobe *= 2
+            found = index.search(trial.queries, TUNE_K + 1, params=_parameters(index, effort, k_factor))
+            ms = (time.perf_counter() - began) * 1000 / len(trial.queries)
+            each = recall(without(found, trial.itself)[:, :TUNE_K], trial.truth)
+            worst = float(min(each[trial.kinds == kind].mean() for kind in range(3)))
+            curve.append(Operating(effort, k_factor, worst, ms))
+            if worst >= target or (effort > 64 and worst - curve[-2].recall < 1e-3):
+                break  # reached, or more effort no longer helps at this k_factor
+            effort *= 2
     reached = [point for point in curve if point.recall >= target]
     chosen = min(reached, key=lambda p: p.ms) if reached else max(curve, key=lambda p: p.recall)
     return Tuning(chosen, tuple(curve))
 
 
-def _trial_queries(vectors: FloatArray) -> tuple[FloatArray, IntArray, IntArray]:
-    """Queries (Q, D), their kind (Q,) and the position (Q,) of the vector that is no answer, -1 where all may be.
-
-    Three kinds, as an index that is good for one can fail for another: stored vectors, as in searches by an image of
-    the archive; means of two, which lie between clusters as composed queries do; and vectors with twice their length
-    of noise, far from every cluster as text queries are from images (arXiv 2203.02053).
-    """
-    rng = np.random.default_rng(1)
-    own = _sample(len(vectors), TUNE_QUERIES)
-    stored = vectors[own].astype(np.float32)
-    between = stored + vectors[rng.permutation(own)].astype(np.float32)
-    noise = rng.standard_normal(stored.shape).astype(np.float32)
-    afar = stored + 2 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    queries = np.concatenate([stored, between, afar])
-    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    kinds = np.repeat(np.arange(3), len(own))
-    return queries, kinds, np.where(kinds == 0, np.tile(own, 3), -1)
+def _most_effort(index: Any) -> int:
+    base = faiss.downcast_index(index.base_index)
+    return 2048 if isinstance(base, faiss.IndexHNSW) else int(base.nlist)
 
 
 def recall(found: FloatArray, truth: FloatArray) -> FloatArray:
@@ -206,6 +350,14 @@ def without(found: tuple[FloatArray, IntArray], itself: IntArray) -> FloatArray:
     similarity, position = found
     kept = np.where(position == itself[:, None], -np.inf, similarity)
     return -np.sort(-kept, axis=1)[:, : kept.shape[1] - 1].astype(np.float32)
+
+
+def contained(values: IntArray, ascending: IntArray) -> BoolArray:
+    """Which of `values` (N,) occur in the sorted `ascending` (M,) -> (N,)."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=bool)
+    place = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
+    return ascending[place] == values
 
 
 def _sample(count: int, at_most: int) -> IntArray:

@@ -1,34 +1,50 @@
-"""Files to vectors: threads read, hash and decode ahead while the encoder works on full batches.
+"""Images to rows: threads read, hash, decode and prepare them ahead, while the encoder works on full batches.
 
-Shape letters: D embedding dimensions.
+    sources -> known? -> [threads: read, hash, decode, facts, prepare] -> [one thread: encode] -> caller commits
+
+Each arrow is a bounded queue, so that memory does not grow with the archive and no stage waits for the one behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import re
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import PurePosixPath
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveal.errors import BadImage, BadInput
+from foveal.detections import FloatArray
+from foveal.errors import BadImage, FovealError
 from foveal.images import decode, size
-from foveal.models import Encoder
-from retrieval.query import MIN_SIDE
-from retrieval.sources import Item
+from foveal.models import Encoder, PreparingEncoder
+from foveal.runtime import usable_cores
+from retrieval.ahead import ahead
+from retrieval.facts import as_jpeg, camera_facts, perceptual_hash, thumbnail
+from retrieval.query import decode_side
+from retrieval.sources_item import Item, clean
 from retrieval.table import Known, Row, canonical
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = 64  # images a call of the encoder, and at most this many more decoded ahead
-FLUSH = 1024  # files after which a batch is handed on although few of them needed encoding
-MAX_BYTES = 512 * 2**20
+BATCH = 64  # images a call of the encoder, and at most this many more prepared ahead
+LOOK_UP = 1024  # ids looked up in the archive at a time
+HAND_ON = 1024  # files after which a batch is handed on,
+HAND_ON_SECONDS = 5.0  # or seconds, so that little is lost by a kill and progress shows
+READERS = 16  # files read at a time
+FACTS = 1  # raise it when `facts` learns to find more, so that files are read again
+RACY_NS = 2 * 10**9  # a file younger than this may be written again without its stamp showing it
+
+Look = Callable[[Sequence[str]], Mapping[str, Known]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,7 @@ class Batch:
 
     rows: list[Row] = field(default_factory=list[Row])
     unchanged: int = 0
+    restamped: dict[str, str] = field(default_factory=dict[str, str])  # id -> new stamp of an unchanged image
     rejected: list[Rejected] = field(default_factory=list[Rejected])
     seen: list[str] = field(default_factory=list[str])  # URIs of every file in it
 
@@ -55,10 +72,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    item: Item
-    content_hash: str
-    size: tuple[int, int]
-    image: Image | None  # None: the stored vector is still right
+    row: Row  # without its vector
+    prepared: Any = None  # what the encoder takes; None: the stored vector is still right
     unchanged: bool = False
 
 
@@ -67,76 +82,157 @@ def identity(uri: str) -> str:
     return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-def embed(items: Sequence[Item], encoder: Encoder, known: Mapping[str, Known]) -> Iterator[Batch]:
-    """Batches of rows in the order of `items`; files whose bytes and metadata are `known` are only counted."""
-    workers = min(8, os.cpu_count() or 1)
-    waiting: deque[tuple[Item, Future[_Loaded]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    remaining = iter(items)
-    try:
-        batch, loaded = Batch(), list[_Loaded]()
+def embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Batch]:
+    """Batches of rows in the order of `items`; images whose bytes and metadata are `known` are only counted.
+
+    An item with the stamp and metadata it was stored with is not even read. Closing the iterator stops every thread.
+    """
+    return ahead(_embed(items, encoder, known), depth=1)
+
+
+def _embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Batch]:
+    remaining = _looked_up(items, known)
+    waiting: deque[tuple[Item, Future[_Loaded] | None]] = deque()
+    loader = _Loader(encoder)
+    with closing(loader):
+        batch, loaded, ready, began = Batch(), list[_Loaded](), 0, time.monotonic()
         while True:
-            while len(waiting) < BATCH and (item := next(remaining, None)) is not None:
-                waiting.append((item, pool.submit(_load, item, known.get(identity(str(item.path))))))
+            for item, stored in islice(remaining, BATCH - len(waiting)):
+                waiting.append((item, None if _is_same(item, stored) else loader.submit(item, stored)))
             if not waiting:
                 break
             item, future = waiting.popleft()
-            _receive(item, future, batch, loaded)
-            if sum(one.image is not None for one in loaded) == BATCH or batch.files == FLUSH:
-                _encode(loaded, encoder, batch)
-                yield batch
-                batch, loaded = Batch(), []
+            ready += _receive(item, future, batch, loaded)
+            if ready == BATCH or batch.files >= HAND_ON:
+                _encode(loaded, loader, batch)
+                loaded, ready = [], 0
+                if batch.files >= HAND_ON or time.monotonic() - began > HAND_ON_SECONDS:
+                    yield batch
+                    batch, began = Batch(), time.monotonic()
         if batch.files:
-            _encode(loaded, encoder, batch)
+            _encode(loaded, loader, batch)
             yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _receive(item: Item, future: Future[_Loaded], batch: Batch, loaded: list[_Loaded]) -> None:
-    uri = str(item.path)
-    batch.seen.append(uri)
+def _looked_up(items: Iterable[Item], known: Look) -> Iterator[tuple[Item, Known | None]]:
+    """Each item with what the archive holds of it, asked for in large pieces because an archive may hold millions."""
+    remaining = iter(items)
+    while piece := list(islice(remaining, LOOK_UP)):
+        ids = [identity(item.uri) for item in piece]
+        found = known(ids)
+        yield from ((item, found.get(key)) for item, key in zip(piece, ids, strict=True))
+
+
+def _receive(item: Item, future: Future[_Loaded] | None, batch: Batch, loaded: list[_Loaded]) -> bool:
+    """Notes what became of an item; whether it waits to be encoded."""
+    batch.seen.append(item.uri)
+    if future is None:
+        batch.unchanged += 1
+        return False
     try:
         one = future.result()
-    except (BadInput, OSError) as error:
-        batch.rejected.append(Rejected(uri, str(error)))
-        return
+    except (FovealError, OSError) as error:
+        batch.rejected.append(Rejected(item.uri, clean(str(error))))
+        return False
     if one.unchanged:
         batch.unchanged += 1
-    else:
-        loaded.append(one)
+        if one.row.stamp:
+            batch.restamped[one.row.id] = one.row.stamp
+        return False
+    loaded.append(one)
+    return one.prepared is not None
 
 
-def _load(item: Item, known: Known | None) -> _Loaded:
-    """Reads the file once, so that hash and pixels are of the same bytes."""
-    data = _read(item.path)
-    digest = hashlib.sha256(data).hexdigest()
-    same = known is not None and known.content_hash == digest
-    if same and known is not None and known.metadata == canonical(item.metadata):
-        return _Loaded(item, digest, (0, 0), None, unchanged=True)
-    try:
-        return _Loaded(item, digest, size(data), None if same else decode(data, min_side=MIN_SIDE))
-    except BadImage as error:
-        raise BadImage(
-            str(error).replace(f"image of {len(data)} bytes", item.path.name, 1), remedy=error.remedy
-        ) from error
-
-
-def _read(path: Path) -> bytes:
-    length = path.stat().st_size
-    if length > MAX_BYTES:
-        raise BadImage(f"{path.name} is too large", expected=f"at most {MAX_BYTES} bytes", received=str(length))
-    return path.read_bytes()
-
-
-def _encode(loaded: Sequence[_Loaded], encoder: Encoder, batch: Batch) -> None:
-    """Fills `batch.rows`, encoding the images among `loaded` in one call."""
-    images = [one.image for one in loaded if one.image is not None]
-    vectors = iter(encoder.encode_images(images) if images else ())
+def _encode(loaded: Sequence[_Loaded], loader: _Loader, batch: Batch) -> None:
+    """Adds to `batch.rows`, encoding what is prepared in one call."""
+    prepared = [one.prepared for one in loaded if one.prepared is not None]
+    vectors = iter(loader.encode(prepared) if prepared else ())
     for one in loaded:
-        vector = None if one.image is None else next(vectors)
-        uri = str(one.item.path)
+        vector = None if one.prepared is None else next(vectors)
         if vector is not None and not np.isfinite(vector).all():
-            batch.rejected.append(Rejected(uri, "the encoder's vector for it is not finite"))
-            continue
-        batch.rows.append(Row(identity(uri), uri, one.content_hash, *one.size, one.item.metadata, vector))
+            batch.rejected.append(Rejected(one.row.uri, "the encoder's vector for it is not finite"))
+        else:
+            batch.rows.append(replace(one.row, vector=vector))
+
+
+class _Loader:
+    """Threads that turn items into rows and the encoder's inputs.
+
+    Many may wait for a disk or a network at a time, but only one a core works on pixels: more would only need memory.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        threads = max(READERS, usable_cores())
+        self._cores = BoundedSemaphore(usable_cores())
+        self._side = decode_side(encoder)
+        if isinstance(encoder, PreparingEncoder):
+            from foveal.cores import soloists  # it imports PyTorch, which such an encoder has done
+
+            self._pool = soloists(threads, "decode")
+            self._prepare: Callable[[Image], Any] = encoder.prepare_image
+            self.encode: Callable[[Sequence[Any]], FloatArray] = encoder.encode_prepared
+        else:
+            self._pool = ThreadPoolExecutor(threads, "decode")
+            self._prepare, self.encode = _as_it_is, encoder.encode_images
+
+    def submit(self, item: Item, known: Known | None) -> Future[_Loaded]:
+        return self._pool.submit(self._load, item, known)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _load(self, item: Item, known: Known | None) -> _Loaded:
+        """Reads the bytes once, so that hash, facts and pixels are all of the same."""
+        data = item.read()
+        with self._cores:
+            try:
+                return self._look(item, data, known)
+            except BadImage as error:
+                name = PurePosixPath(item.uri).name
+                raise BadImage(
+                    str(error).replace(f"image of {len(data)} bytes", name, 1), remedy=error.remedy
+                ) from error
+            except MemoryError as error:
+                raise BadImage(f"{item.uri} does not fit into memory") from error
+
+    def _look(self, item: Item, data: bytes, known: Known | None) -> _Loaded:
+        digest = hashlib.sha256(data).hexdigest()
+        width, height = size(data)
+        metadata = camera_facts(data) | dict(item.metadata)
+        row = Row(
+            identity(item.uri), item.uri, digest, width, height, metadata, None, stamp=_stamp(item), bytes=len(data)
+        )
+        if known is not None and known.content_hash == digest:
+            return _Loaded(row, unchanged=known.metadata == canonical(metadata))
+        image = decode(data, min_side=self._side)
+        small = thumbnail(image)
+        row = replace(row, phash=perceptual_hash(small), thumbnail=as_jpeg(small))
+        return _Loaded(row, self._prepare(image))
+
+
+def _as_it_is(image: Image) -> Image:
+    return image
+
+
+def _is_same(item: Item, known: Known | None) -> bool:
+    """Whether stamp and metadata say that nothing has changed, so that the bytes need not be read."""
+    return known is not None and item.stamp is not None and known.stamp == _seal(item)
+
+
+def _seal(item: Item) -> str:
+    """The item's stamp together with what is told about it, and the way it is looked at."""
+    told = hashlib.sha256(f"{FACTS} {canonical(item.metadata)}".encode()).hexdigest()
+    return f"{item.stamp}#{told[:16]}"
+
+
+def _stamp(item: Item) -> str:
+    """The seal to store, empty where it may not be relied on.
+
+    A file that is written twice within one tick of its file system's clock keeps its stamp (git calls such entries
+    racily clean), so the stamp of a file that young when it is read is not kept: it is read once more next time.
+    """
+    if item.stamp is None:
+        return ""
+    local = re.fullmatch(r"\d+:(\d+)", item.stamp)
+    young = local is not None and time.time_ns() - int(local[1]) < RACY_NS
+    return "" if young else _seal(item)

@@ -40,14 +40,15 @@ def measure(
     itself = None
     if queries is None:
         picked = np.sort(np.random.default_rng(0).permutation(len(view.rows))[:sample])
-        itself, halves = view.table.vectors(view.rows[picked])
-        queries = halves.astype(np.float32)
+        itself, queries = view.seqs[picked], view.table.vectors(view.rows[picked]).astype(np.float32)
     if not len(queries):
         raise BadInput("recall cannot be measured on an empty archive or without queries", remedy="Add images.")
     if itself is None:
-        truth, found = view.brute_force(queries, k)[0], view.nearest(queries, k)[0]
+        truth, found = view.brute_force(queries, k)[0], view.nearest(queries, k).similarity
     else:
-        truth, found = without(view.brute_force(queries, k + 1), itself), without(view.nearest(queries, k + 1), itself)
+        near = view.nearest(queries, k + 1)
+        truth = without(view.brute_force(queries, k + 1), itself)
+        found = without((near.similarity, view.seqs_of(near)), itself)
     times: list[float] = []
     for query in queries:
         began = time.perf_counter()

@@ -20,13 +20,13 @@ import numpy as np
 
 from foveal.artifacts import read, seal, staged
 from foveal.dataset import Dataset
-from foveal.detections import BoolArray, Detections, FloatArray, Neighbour, Provenance
+from foveal.detections import Detections, FloatArray, Neighbour, Provenance
 from foveal.errors import BadInput, FingerprintMismatch, IntegrityError
 from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.collect import Collected, Exemplar, collect
 from retrieval.crops import crop
-from retrieval.index import VectorIndex
+from retrieval.index import VectorIndex, Vectors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,7 +69,7 @@ class ExemplarMemory:
         self.skipped = collected.skipped  # images that could not be used -> why
         self._exemplars = collected.exemplars
         self._vectors = collected.vectors  # (M, D) unit length
-        self._index = VectorIndex.flat(collected.vectors)
+        self._index = VectorIndex.flat(Vectors.of(collected.vectors))
         self._columns = np.array([self._column(e.label) for e in collected.exemplars], dtype=np.int64)
         self._images = np.array([e.image for e in collected.exemplars])
         self._variants = max(Counter(e.id for e in collected.exemplars).values())
@@ -247,9 +247,11 @@ class ExemplarMemory:
         """For each vector the k nearest boxes as (row of the best crop, similarity), each box once, best first."""
         if k < 1:
             raise BadInput("k lies outside its range", expected="1 or more", received=str(k))
-        alive: BoolArray | None = None if exclude_image is None else self._images != exclude_image
+        among = None
+        if exclude_image is not None:
+            among = self._index.subset(np.flatnonzero(self._images != exclude_image), gather=False)
         # Variants of one box count once, so look far enough to have k boxes whatever their variants.
-        similarity, rows = self._index.search(np.ascontiguousarray(vectors), k * self._variants, alive)
+        similarity, rows = self._index.search(np.ascontiguousarray(vectors), k * self._variants, among)
         result: list[list[tuple[int, float]]] = []
         for values, positions in zip(similarity.tolist(), rows.tolist(), strict=True):
             best: dict[str, tuple[int, float]] = {}

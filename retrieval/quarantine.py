@@ -1,38 +1,101 @@
-"""The files an archive could not take, and why; kept beside it as JSON lines."""
+"""The files an archive could not take, and why; kept beside it as JSON lines that are only ever appended."""
 
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from foveal.artifacts import write_text
 from retrieval.ingest import Rejected
 
+WASTE = 1000  # lines that say nothing any more, beside as many as do, before the file is rewritten
+
 
 class Quarantine:
-    """`quarantine.jsonl`: one line a file; a file leaves it when it is added after all."""
+    """`quarantine.jsonl`: of the lines about a file the last one holds; one with `removed` says that it has left.
+
+    Writers take turns, by the archive's lock; anyone may read at any time.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._entries: dict[str, Rejected] = {}
+        self._lines = 0
+        self._signature: tuple[int, int, int] | None = None  # of the file as `_entries` has it
+        self._lock = threading.Lock()
 
     def read(self) -> list[Rejected]:
         """Every file in quarantine; a line cut off by a crash is passed over."""
-        if not self.path.is_file():
-            return []
-        entries: list[Rejected] = []
-        for line in self.path.read_text("utf-8", "surrogateescape").splitlines():
-            try:
-                entries.append(Rejected(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue
-        return entries
+        with self._lock:
+            self._refresh()
+            return list(self._entries.values())
 
     def update(self, rejected: Iterable[Rejected], seen: Iterable[str]) -> None:
-        """Replaces what is known about the files `seen` (URIs) by `rejected`; untouched when nothing changes."""
-        before = {entry.uri: entry for entry in self.read()}
-        after = {uri: entry for uri, entry in before.items() if uri not in set(seen)}
-        after |= {entry.uri: entry for entry in rejected}
-        if after != before:
-            write_text(self.path, "".join(json.dumps(asdict(entry)) + "\n" for entry in after.values()))
+        """Replaces what is known about the files `seen` (URIs) by `rejected`; untouched when nothing changes.
+
+        Durable when it returns. It costs as much as there is to change, however long the list.
+        """
+        with self._lock:
+            self._refresh()
+            now = {entry.uri: entry for entry in rejected}
+            left = [uri for uri in seen if uri in self._entries and uri not in now]
+            come = [entry for uri, entry in now.items() if self._entries.get(uri) != entry]
+            if not left and not come:
+                return
+            for uri in left:
+                del self._entries[uri]
+            self._entries |= now
+            self._lines += len(left) + len(come)
+            if self._lines > 2 * len(self._entries) + WASTE:
+                write_text(self.path, "".join(map(_line, self._entries.values())))
+                self._lines = len(self._entries)
+            else:
+                self._append("".join([*(_line(uri) for uri in left), *map(_line, come)]).encode())
+            self._signature = _signature(self.path)
+
+    def _refresh(self) -> None:
+        signature = _signature(self.path)
+        if signature == self._signature:
+            return
+        self._entries, self._lines, self._signature = {}, 0, signature
+        if signature is None:
+            return
+        with self.path.open(encoding="ascii", errors="replace") as stream:
+            for line in stream:
+                self._lines += 1
+                try:
+                    record = json.loads(line)
+                    uri = str(record["uri"])
+                    if record.get("removed"):
+                        self._entries.pop(uri, None)
+                    else:
+                        self._entries[uri] = Rejected(uri, str(record["reason"]))
+                except (ValueError, TypeError, LookupError, AttributeError):
+                    continue
+
+    def _append(self, data: bytes) -> None:
+        with self.path.open("ab+") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            if end:
+                stream.seek(end - 1)
+                data = data if stream.read(1) == b"\n" else b"\n" + data  # behind a line that a crash cut off
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _line(entry: Rejected | str) -> str:
+    """One line of ASCII: that a file is in quarantine, or by its URI alone that it has left."""
+    record = {"uri": entry, "removed": True} if isinstance(entry, str) else {"uri": entry.uri, "reason": entry.reason}
+    return json.dumps(record) + "\n"
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

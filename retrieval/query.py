@@ -1,41 +1,134 @@
-"""What is looked for, and what is found."""
+"""What is looked for: parts to be like or unlike, words to match, a filter, and how hits are arranged.
+
+Shape letters: P parts of a query, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.zero_shot import class_embeddings
 from foveal.detections import FloatArray
 from foveal.errors import BadInput
 from foveal.images import decode
-from foveal.models import Encoder
+from foveal.models import Encoder, PreparingEncoder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_K = 10_000
+MAX_POOL = 1_000  # candidates that are arranged anew where the order is not that of similarity alone
 MAX_TEXT = 10_000  # characters
-# Shorter side below which a large JPEG is never shrunk while decoding: twice the input of the largest usual encoder.
-MIN_SIDE = 1024
+MAX_PARTS = 64
+MAX_WEIGHT = 100.0
+MIN_SIDE = 1024  # twice what the largest usual encoder sees
+MIN_CROP = 4  # pixels
+
+# Rocchio's weights as in Manning, Raghavan and Schuetze, Introduction to Information Retrieval (2008), section 9.1.1.
+LIKED, DISLIKED = 0.75, 0.15
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """One image found."""
+class Part:
+    """One thing to be like, or with a negative weight unlike: exactly one of a text, an image and an archived item.
 
-    id: str
-    uri: str
-    similarity: float  # cosine to the query, [-1, 1]
-    metadata: Mapping[str, str | int | float]
+    Raises:
+        BadInput: on construction, when it is none or several of these, or a number lies outside its range.
+    """
+
+    text: str | None = None
+    image: Image | Path | str | None = None  # pixels, or a file
+    id: str | None = None  # of an image in the archive, by its stored vector
+    box: tuple[float, float, float, float] | None = None  # the crop of `image` that is meant, xyxy pixels
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("text", "image", "id") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise BadInput(
+                "a part of a query is one thing", expected="text, image or id", received=" and ".join(given) or "none"
+            )
+        if self.text is not None and not (self.text.strip() and len(self.text) <= MAX_TEXT):
+            raise BadInput(
+                "a text of the query is empty or too long",
+                expected=f"1 to {MAX_TEXT} characters",
+                received=str(len(self.text)),
+            )
+        if not (math.isfinite(self.weight) and 0 < abs(self.weight) <= MAX_WEIGHT):
+            raise BadInput(
+                "the weight of a part lies outside its range",
+                expected=f"up to {MAX_WEIGHT:g} either side of 0, not 0",
+                received=f"{self.weight:g}",
+            )
+        if self.box is not None and self.image is None:
+            raise BadInput("only an image can be cropped", remedy="Give the item's image instead of its id or text.")
+
+    @property
+    def name(self) -> str:
+        """How an explanation calls it."""
+        if self.text is not None:
+            what = f"text {self.text if len(self.text) <= 80 else self.text[:77] + '...'!r}"
+        elif self.id is not None:
+            what = f"item {self.id}"
+        else:
+            what = "image" if self.box is None else "crop"
+            what += f" {Path(self.image).name}" if isinstance(self.image, (str, Path)) else ""
+        return what if self.weight > 0 else f"not {what}"
+
+    def pixels(self, min_side: int) -> Image:
+        """The upright image, or the crop of it.
+
+        Raises:
+            BadImage: it cannot be decoded.
+            BadInput: less than `MIN_CROP` pixels of the crop lie inside it.
+        """
+        assert self.image is not None
+        # A crop is in the file's own pixels: decoding at a lower scale would move it.
+        scale = min_side if self.box is None else None
+        image = decode(self.image, min_side=scale) if isinstance(self.image, (str, Path)) else self.image
+        if self.box is None:
+            return image
+        inside = (
+            max(0, self.box[0]),
+            max(0, self.box[1]),
+            min(image.width, self.box[2]),
+            min(image.height, self.box[3]),
+        )
+        if not all(map(math.isfinite, self.box)) or min(inside[2] - inside[0], inside[3] - inside[1]) < MIN_CROP:
+            raise BadInput(
+                "the crop does not lie in its image",
+                expected=f"x1, y1, x2, y2 with {MIN_CROP} pixels or more inside {image.width} x {image.height}",
+                received=", ".join(f"{edge:g}" for edge in self.box),
+            )
+        return image.crop((round(inside[0]), round(inside[1]), round(inside[2]), round(inside[3])))
+
+
+@dataclass(frozen=True, slots=True)
+class Collapse:
+    """What counts as the same picture twice; of each group only the best is shown."""
+
+    cosine: float | None = 0.98  # of two stored vectors, from which on they are the same; None: never by vector
+    bits: int | None = 4  # of 64 by which two perceptual hashes differ at most; None: never by hash
+
+    def __post_init__(self) -> None:
+        if not ((self.cosine is None or 0 < self.cosine <= 1) and (self.bits is None or 0 <= self.bits <= 32)):
+            raise BadInput(
+                "near-duplicates are not defined so",
+                expected="a cosine in (0, 1] and 0 to 32 bits",
+                received=f"{self.cosine} and {self.bits}",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """A query by text, image or both, minus a negative text, among the rows that `filter` keeps.
+    """A query by text, image or both, minus a negative text, and by any further `parts`.
 
     Raises:
         BadInput: on construction, when there is nothing to look for or a number lies outside its range.
@@ -44,42 +137,160 @@ class SearchQuery:
     text: str | None = None
     image: Image | Path | str | None = None  # pixels, or a file
     negative: str | None = None
-    filter: str | None = None  # SQL over metadata columns, e.g. camera = 'north' AND hour >= 18
-    k: int = field(default=10)
+    filter: str | None = None  # over metadata columns, e.g. camera = 'north' AND hour >= 18: see retrieval/filters.py
+    k: int = 10
     image_weight: float = 0.5  # of an image beside a text, [0, 1]
     negative_weight: float = 0.5  # of the negative text against the rest, [0, 1]
+    parts: tuple[Part, ...] = ()
+    words: str | None = None  # to match in names, captions and other texts; ranked together with similarity
+    templates: tuple[str, ...] = ()  # each text is the mean over these, e.g. "a photo of a {}"
+    collapse: Collapse | None = None
+    diversity: float = 0.0  # [0, 1): how much a hit should differ from those before it, against how well it fits
+    cursor: str | None = None  # of the page before
+    anyway: bool = False  # hits even where nothing matches
 
     def __post_init__(self) -> None:
-        if self.text is None and self.image is None:
-            raise BadInput("the query has neither text nor image", remedy="Pass --text, --image or both.")
         if not 1 <= self.k <= MAX_K:
             raise BadInput("k lies outside its range", expected=f"1 to {MAX_K}", received=str(self.k))
+        if self.rearranged and self.k > MAX_POOL:
+            raise BadInput(
+                "k lies outside the range of a query with words or diversity",
+                expected=f"1 to {MAX_POOL}",
+                received=str(self.k),
+            )
+        for name in ("image_weight", "negative_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadInput(f"{name} lies outside its range", expected="[0, 1]", received=f"{getattr(self, name):g}")
+        if not 0 <= self.diversity < 1:
+            raise BadInput("diversity lies outside its range", expected="[0, 1)", received=f"{self.diversity:g}")
+        if self.words is not None and not (self.words.strip() and len(self.words) <= MAX_TEXT):
+            raise BadInput(
+                "the words are empty or too long",
+                expected=f"1 to {MAX_TEXT} characters",
+                received=str(len(self.words)),
+            )
         for name, text in (("text", self.text), ("negative text", self.negative)):
             if text is not None and not (text.strip() and len(text) <= MAX_TEXT):
                 raise BadInput(
                     f"the {name} is empty or too long", expected=f"1 to {MAX_TEXT} characters", received=str(len(text))
                 )
-        for name, weight in (("image_weight", self.image_weight), ("negative_weight", self.negative_weight)):
-            if not 0 <= weight <= 1:
-                raise BadInput(f"{name} lies outside its range", expected="[0, 1]", received=f"{weight:g}")
+        wanted = self.all_parts
+        if len(wanted) > MAX_PARTS:
+            raise BadInput("the query has too many parts", expected=f"at most {MAX_PARTS}", received=str(len(wanted)))
+        if self.words is None and not any(part.weight > 0 for part in wanted):
+            raise BadInput(
+                "the query has neither text nor image",
+                expected="something to be like, or words to match",
+                remedy="Pass a text, an image or both.",
+            )
 
-    def vector(self, encoder: Encoder) -> FloatArray:
-        """The query as one unit vector (D,): the weighted sum of its parts' unit vectors.
+    @property
+    def rearranged(self) -> bool:
+        """Whether hits come in another order than that of their similarity."""
+        return self.words is not None or self.diversity > 0
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """Everything to be like or unlike, those of weight 0 left out."""
+        both = self.text is not None and self.image is not None
+        found: list[Part] = []
+        if self.text is not None and (not both or self.image_weight < 1):
+            found.append(Part(text=self.text, weight=1 - self.image_weight if both else 1.0))
+        if self.image is not None and (not both or self.image_weight > 0):
+            found.append(Part(image=self.image, weight=self.image_weight if both else 1.0))
+        if self.negative is not None and self.negative_weight > 0:
+            found.append(Part(text=self.negative, weight=-self.negative_weight))
+        return (*found, *self.parts)
+
+    def refined(self, liked: Iterable[str] = (), disliked: Iterable[str] = ()) -> SearchQuery:
+        """The query moved towards the images (ids) that a user liked and away from the others.
+
+        Rocchio's relevance feedback: q + 0.75 mean(liked) - 0.15 mean(disliked), as weighted parts of the query.
+        """
+        near, far = tuple(dict.fromkeys(liked)), tuple(dict.fromkeys(disliked))
+        size = sum(part.weight for part in self.all_parts if part.weight > 0) or 1.0
+        added = [Part(id=id, weight=LIKED * size / len(near)) for id in near]
+        added += [Part(id=id, weight=-DISLIKED * size / len(far)) for id in far]
+        return replace(self, parts=(*self.parts, *added), cursor=None)
+
+    def encoded(self, encoder: Encoder) -> EncodedQuery:
+        """The query with its texts and images embedded; its items wait for the archive.
 
         Raises:
-            BadImage: the image cannot be decoded.
+            BadImage: an image cannot be decoded.
+            BadInput: a crop lies outside its image, or a template is none.
         """
-        total = np.zeros(encoder.dimension, dtype=np.float32)
-        texts = [text for text in (self.text, self.negative) if text is not None]
-        encoded = dict(zip(texts, encoder.encode_texts(texts), strict=True)) if texts else {}
-        if self.text is not None:
-            total += (1 - self.image_weight if self.image is not None else 1) * encoded[self.text]
-        if self.image is not None:
-            image = decode(self.image, min_side=MIN_SIDE) if isinstance(self.image, (str, Path)) else self.image
-            total += (self.image_weight if self.text is not None else 1) * encoder.encode_images([image])[0]
-        if self.negative is not None:
-            total -= self.negative_weight * encoded[self.negative]
+        parts = self.all_parts
+        if not any(part.weight > 0 for part in parts):  # words alone: what they mean is what hits are compared with
+            assert self.words is not None
+            parts = (Part(text=self.words), *parts)
+        vectors: list[FloatArray | None] = [None] * len(parts)
+        texts = [number for number, part in enumerate(parts) if part.text is not None]
+        for number, vector in zip(texts, self._texts(encoder, [str(parts[n].text) for n in texts]), strict=True):
+            vectors[number] = vector
+        shown = [number for number, part in enumerate(parts) if part.image is not None]
+        images = [parts[number].pixels(decode_side(encoder)) for number in shown]
+        for number, vector in zip(shown, encoder.encode_images(images) if images else (), strict=True):
+            vectors[number] = vector
+        pixels = {number: _pixel_hash(image) for number, image in zip(shown, images, strict=True)}
+        asked = [(part.text, part.id, part.weight, pixels.get(number)) for number, part in enumerate(parts)]
+        how = (self.filter, self.words, self.templates, self.collapse, self.diversity, self.anyway)
+        digest = hashlib.sha256(repr((asked, how, encoder.fingerprint)).encode()).hexdigest()[:16]
+        return EncodedQuery(self, parts, tuple(vectors), encoder.fingerprint, digest)
+
+    def vector(self, encoder: Encoder) -> FloatArray:
+        """The query as one unit vector (D,); raises as `encoded`, and BadInput when a part is an archived item."""
+        return self.encoded(encoder).composed(_no_items)[0]
+
+    def _texts(self, encoder: Encoder, texts: Sequence[str]) -> FloatArray:
+        if not texts:
+            return np.zeros((0, encoder.dimension), np.float32)
+        return class_embeddings(encoder, texts, self.templates) if self.templates else encoder.encode_texts(texts)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedQuery:
+    """A query whose texts and images have met the encoder."""
+
+    query: SearchQuery
+    parts: tuple[Part, ...]
+    vectors: tuple[FloatArray | None, ...]  # (D,) unit length, one a part; None for an item of the archive
+    fingerprint: str  # of the encoder
+    digest: str  # equal for queries that ask for the same, whatever their k and cursor
+
+    def composed(self, items: Callable[[Sequence[str]], Sequence[FloatArray]]) -> tuple[FloatArray, FloatArray]:
+        """The query as one unit vector (D,), and each part's share of it (P, D), which add up to it.
+
+        Args:
+            items: the stored unit vectors of archived images by id.
+
+        Raises:
+            BadInput: the parts cancel each other out, or an item is not in the archive.
+        """
+        stored = iter(items([part.id for part in self.parts if part.id is not None]))
+        units = np.stack([next(stored) if vector is None else vector for vector in self.vectors])
+        shares = units * np.array([part.weight for part in self.parts], np.float32)[:, None]
+        total = shares.sum(axis=0)
         length = float(np.linalg.norm(total))
-        if not np.isfinite(length) or length < 1e-6:
-            raise BadInput("the parts of the query cancel each other out", remedy="Change the negative text.")
-        return total / length
+        if not np.isfinite(length) or length < 1e-6 * max(1.0, float(np.abs(shares).sum())):
+            raise BadInput("the parts of the query cancel each other out", remedy="Change what it should be unlike.")
+        return (total / length).astype(np.float32), (shares / length).astype(np.float32)
+
+
+def decode_side(encoder: Encoder) -> int:
+    """Shorter side below which a large JPEG is not shrunk while it is decoded: twice what the encoder sees of it.
+
+    Scaling in the DCT down to that changes the encoder's input by about 0.2 of 255.
+    """
+    side = encoder.image_side if isinstance(encoder, PreparingEncoder) else None
+    return MIN_SIDE if side is None else 2 * side
+
+
+def _pixel_hash(image: Any) -> str:
+    return hashlib.sha256(repr((image.size, image.mode)).encode() + image.tobytes()).hexdigest()
+
+
+def _no_items(ids: Sequence[str]) -> Sequence[FloatArray]:
+    if ids:
+        raise BadInput("the query names items of an archive", remedy="Search an archive with it.")
+    return ()

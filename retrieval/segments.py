@@ -1,5 +1,9 @@
 """The derived side of an archive: immutable FAISS segments on disk, swapped in by a manifest.
 
+A segment is two files: the FAISS index, and an Arrow file with the seq of each of its vectors and what a search tells
+of it, so that a search needs nothing else. Both are mapped into memory. The segments of a manifest follow each other
+by seq.
+
 Shape letters: N vectors of a segment.
 """
 
@@ -13,42 +17,40 @@ from pathlib import Path
 from typing import Any
 
 import faiss as _faiss
-import numpy as np
+import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from foveal.artifacts import file_hash, write_text
-from foveal.detections import FloatArray, IntArray
+from foveal.detections import IntArray
 from foveal.errors import IntegrityError
-from retrieval.index import IndexSettings, Tuning, VectorIndex, kind_of
+from retrieval.index import IndexSettings, Tuning, VectorIndex, Vectors
+from retrieval.table import Table
+from retrieval.told import COLUMNS, Told
 
 faiss: Any = _faiss
+pa: Any = _pyarrow
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+APPROXIMATE_FROM = 4096  # rows of a segment; fewer are searched exactly at no cost worth saving
+PIECE = 65_536  # rows read from the table at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A FAISS index and the table rows it was built from."""
+    """A FAISS index and what a search tells of the table rows it was built from."""
 
     name: str
     seqs: IntArray  # (N,) ascending, the seq of each position
+    told: Told  # N
     index: VectorIndex
 
 
 class SegmentStore:
-    """The index folder of an archive. Readers need no lock; writers hold the archive's."""
+    """The index folder of an archive. Readers need no lock; whoever builds holds the index lock."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._loaded: dict[str, Segment] = {}
-
-    def signature(self) -> tuple[int, ...] | None:
-        """Changes whenever a manifest is swapped in; None before the first."""
-        try:
-            status = (self.folder / MANIFEST).stat()
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def entries(self) -> list[dict[str, Any]]:
         """The manifest's segments; IntegrityError when it cannot be read."""
@@ -80,15 +82,26 @@ class SegmentStore:
             return segments
         raise AssertionError("unreachable")
 
-    def replace(self, seqs: IntArray, vectors: FloatArray, settings: IndexSettings) -> None:
-        """Builds one segment of `vectors` (N, D) and makes it the whole index, atomically."""
+    def build(
+        self, table: Table, seqs: IntArray, rows: IntArray, after: int, settings: IndexSettings, *, flat: bool
+    ) -> None:
+        """Swaps in one new segment for every segment from the `after`-th on, atomically.
+
+        It holds the rows given by seq (N,) ascending and Lance row id (N,); none at all when there are none.
+        """
         self.folder.mkdir(exist_ok=True)
+        kept = self.entries()[:after] if after else []
+        if not len(rows):
+            self._swap(kept)
+            return
+        vectors = Vectors(len(rows), table.dimension, lambda at: table.vectors(rows[at]))
+        few = flat or len(rows) < APPROXIMATE_FROM
+        built = VectorIndex.flat(vectors) if few else VectorIndex.build(vectors, settings)
         name = f"segment-{uuid.uuid4().hex[:12]}"
-        built = VectorIndex.build(vectors, settings)
-        files = {f"{name}.faiss": self.folder / f"{name}.faiss", f"{name}.npy": self.folder / f"{name}.npy"}
+        files = {f"{name}.faiss": self.folder / f"{name}.faiss", f"{name}.arrow": self.folder / f"{name}.arrow"}
         try:
             faiss.write_index(built.index, str(files[f"{name}.faiss"]))
-            np.save(files[f"{name}.npy"], seqs, allow_pickle=False)
+            _write_told(files[f"{name}.arrow"], table, seqs, rows)
             for path in files.values():
                 _fsync(path)
             entry = {
@@ -98,13 +111,16 @@ class SegmentStore:
                 "tuning": None if built.tuning is None else built.tuning.as_json(),
                 "sha256": {file: file_hash(path) for file, path in files.items()},
             }
-            write_text(self.folder / MANIFEST, json.dumps({"format": FORMAT, "segments": [entry]}, indent=1))
+            self._swap([*kept, entry])
         except BaseException as error:
             for path in self.folder.glob(f"*{name}*"):
                 path.unlink(missing_ok=True)
             if isinstance(error, RuntimeError):  # how faiss reports a full disk
                 raise OSError(f"cannot write index segment under {self.folder}: {error}") from error
             raise
+
+    def _swap(self, entries: list[dict[str, Any]]) -> None:
+        write_text(self.folder / MANIFEST, json.dumps({"format": FORMAT, "segments": entries}, indent=1))
         self.sweep()
 
     def sweep(self) -> list[str]:
@@ -144,17 +160,27 @@ class SegmentStore:
         path = self.folder / f"{name}.faiss"
         path.stat()  # FileNotFoundError, where faiss would raise a RuntimeError
         try:
-            seqs = np.load(self.folder / f"{name}.npy", allow_pickle=False)
-            index = faiss.read_index(str(path))
+            with pa.ipc.open_file(pa.memory_map(str(self.folder / f"{name}.arrow"))) as reader:
+                batch = reader.get_batch(0)
+            seqs = batch["seq"].to_numpy()
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             if not len(seqs) == index.ntotal == entry["count"]:
                 raise ValueError(f"{index.ntotal} vectors, {len(seqs)} rows, {entry['count']} promised")
         except (RuntimeError, ValueError, EOFError) as error:
             raise IntegrityError(f"index segment {path} cannot be read: {error}", remedy=_REMEDY) from error
         tuning = None if entry["tuning"] is None else Tuning.from_json(entry["tuning"])
-        return Segment(name, seqs.astype(np.int64), VectorIndex(index, kind_of(index), tuning))
+        return Segment(name, seqs, Told(batch["told"]), VectorIndex(index, entry["kind"], tuning))
 
 
 _REMEDY = "Run `foveal archive check` to rebuild the index."
+
+
+def _write_told(path: Path, table: Table, seqs: IntArray, rows: IntArray) -> None:
+    """One record batch, so that a row is found without looking for its piece."""
+    pieces = [Told.of(table.take(rows[start : start + PIECE], COLUMNS)).array for start in range(0, len(rows), PIECE)]
+    batch = pa.record_batch({"seq": pa.array(seqs), "told": pa.concat_arrays(pieces)})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
 
 
 def _fsync(path: Path) -> None:

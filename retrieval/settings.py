@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from foveal.artifacts import write_text
 from foveal.errors import BadInput, IntegrityError
 from retrieval.index import IndexSettings
 
-FORMAT = 1
+FORMAT = 2
 FILE = "archive.json"
 
 
@@ -22,10 +23,15 @@ class Settings:
     fingerprint: str
     dimension: int
     index: IndexSettings
+    generation: int = 1  # which of `generations/` is served
+
+    def folder(self, archive: Path) -> Path:
+        """Where the table and index of this generation lie."""
+        return archive / "generations" / f"{self.generation:04d}"
 
     def write(self, folder: Path) -> None:
-        """Writes `archive.json` into `folder`."""
-        (folder / FILE).write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), "utf-8")
+        """Writes `archive.json` into `folder`, atomically."""
+        write_text(folder / FILE, json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
@@ -46,4 +52,5 @@ class Settings:
                 return cls(**data, index=index)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{file} is damaged: {error}", remedy="Restore it from a backup.") from error
-        raise BadInput(f"{file} has format {version}", expected=f"format {FORMAT}", remedy="Update foveal.")
+        remedy = "Update foveal." if version > FORMAT else "Add the images to a new archive."
+        raise BadInput(f"{file} has format {version}", expected=f"format {FORMAT}", remedy=remedy)

@@ -1,145 +1,230 @@
-"""Where images come from: datasets, folders, files and globs, with the metadata that lies beside them."""
+"""Where images come from: files, folders, globs, stores, web addresses, tars, parquet and datasets, as one stream.
+
+Each kind is an `Origin` in a module of its own (`sources_*.py`); this one tells them apart.
+"""
 
 from __future__ import annotations
 
-import csv
 import glob
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
-from foveal.images import find_images
+from retrieval.sources_item import Blob, Item, Origin, Value, clean, local_path, local_uri, read_file, stamp_of
+from retrieval.sources_local import Files, Folder
+from retrieval.sources_remote import RemoteFiles, Store
+from retrieval.sources_web import Web
 
-Value = str | int | float
-Source = Dataset | Path | str
-SIDECAR = "metadata.csv"
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["Item", "Source", "Sources", "Value", "local_path"]
+
+Source: TypeAlias = "Dataset | datasets.Dataset | datasets.DatasetDict | Path | str"
+SHARDS = (".tar", ".parquet")
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+ASIDE = (".json", ".jsonl", ".csv", ".txt", ".cls")  # what lies among images and a glob may take along
+WILD = "*?["
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """An image file to embed, and what is known about it."""
-
-    path: Path  # absolute
-    metadata: Mapping[str, Value]
-
-
-@dataclass(slots=True)
 class Sources:
-    """The image files named by any mix of sources, each once, in the order given."""
+    """The images named by any mix of sources, each once, in the order given; iterate to get them."""
 
-    items: list[Item] = field(default_factory=list[Item])
-    notes: list[str] = field(default_factory=list[str])  # sidecars that could not be used
-    _sidecars: dict[Path, dict[str, dict[str, Value]]] = field(default_factory=dict[Path, dict[str, dict[str, Value]]])
-    _seen: set[Path] = field(default_factory=set[Path])
+    def __init__(self, origins: Sequence[Origin]) -> None:
+        self._origins = origins
 
     @classmethod
-    def resolve(cls, sources: Source | Sequence[Source]) -> Sources:
-        """Every image the sources name.
+    def resolve(
+        cls, sources: Source | Sequence[Source], *, allow: Collection[str] = (), web: Web | None = None
+    ) -> Sources:
+        """Whatever the sources name.
+
+        A source is a `foveal.dataset.Dataset`, a Hugging Face dataset, a folder, file or glob, a `.tar` (WebDataset) or
+        `.parquet`, a URI of a store (`s3://`, `gs://`, `az://`), a web address, or `hf:NAME[:SPLIT]`.
+
+        Args:
+            allow: hosts and buckets that may be fetched from where a web address, or a row of a parquet file, asks.
+            web: fetches web addresses, instead of one for `allow`.
 
         Raises:
-            BadInput: a source does not exist or holds no image.
+            BadInput: a source does not exist, holds no image, or may not be fetched.
+            Unavailable: it needs a package that is not installed, or does not answer.
         """
-        found = cls()
-        for source in [sources] if isinstance(sources, (Dataset, Path, str)) else sources:
-            before = len(found._seen)
-            if isinstance(source, Dataset):
-                for sample in source:
-                    extra: dict[str, Value] = {} if sample.label is None else {"label": sample.label}
-                    found._append(sample.path, {"sample_id": sample.id, **extra, **sample.metadata})
-                count = len(source)
-            else:
-                count = found._expand(source)
-            if not count and before == len(found._seen):
-                raise BadInput(
-                    f"no images in {source}", expected="image files, or a folder or glob of them", remedy="Check it."
-                )
-        return found
+        web = web or Web(allow)
+        return cls([origin for source in _listed(sources) for origin in _origins(source, web)])
 
-    def _expand(self, source: Path | str) -> int:
-        """Appends the images of one path or glob; returns how many it named, already seen ones included."""
-        path = Path(source).expanduser()
-        if path.is_dir():
-            files = [(file, path) for file in find_images(path)]
-        elif path.is_file():
-            files = [(path, path.parent)]
-        else:
-            files = [(file, file.parent) for file in map(Path, sorted(glob.glob(str(path), recursive=True)))]
-            files = [(file, root) for file, root in files if file.is_file() and file.name != SIDECAR]
-            if not files:
-                raise BadInput(f"{source} does not exist", expected="a folder, an image file or a glob")
-        for file, root in files:
-            file, root = Path(os.path.abspath(file)), Path(os.path.abspath(root))
-            self._append(file, self._beside(file, root))
-        return len(files)
+    @property
+    def total(self) -> int | None:
+        """How many images there are, duplicates included; None when only reading tells."""
+        counts = [origin.total for origin in self._origins]
+        return None if None in counts else sum(cast("list[int]", counts))
 
-    def _append(self, path: Path, metadata: Mapping[str, Value]) -> None:
-        path = Path(os.path.abspath(path))
-        if path not in self._seen:
-            self._seen.add(path)
-            self.items.append(Item(path, metadata))
+    @property
+    def notes(self) -> list[str]:
+        """Metadata and parts of sources that could not be used; complete once every image has been taken."""
+        return [note for origin in self._origins for note in origin.notes]
 
-    def _beside(self, file: Path, root: Path) -> dict[str, Value]:
-        """The row for `file` in the nearest metadata.csv, from its own folder up to the one beside the source."""
-        folder = file.parent
-        while True:
-            rows = self._sidecar(folder / SIDECAR)
-            inside = file.relative_to(folder)
-            for key in (inside.as_posix(), Path(*inside.parts[1:]).as_posix(), inside.name):
-                if key in rows:
-                    return rows[key]
-            if folder == root.parent or folder == folder.parent:
-                return {}
-            folder = folder.parent
+    def __iter__(self) -> Iterator[Item]:
+        seen: set[str] = set()
+        for origin in self._origins:
+            for item in origin.items():
+                if item.uri not in seen:
+                    seen.add(item.uri)
+                    yield item
 
-    def _sidecar(self, path: Path) -> dict[str, dict[str, Value]]:
-        if path not in self._sidecars:
-            try:
-                self._sidecars[path] = read_sidecar(path) if path.is_file() else {}
-            except BadInput as error:
-                self.notes.append(str(error))
-                self._sidecars[path] = {}
-        return self._sidecars[path]
+    def covers(self, uri: str) -> bool:
+        """Whether an image at `uri` would be among these if it were still there.
+
+        True for what has been deleted from a folder, never for what lies in a folder that could not be listed.
+        """
+        return any(origin.covers(uri) for origin in self._origins)
 
 
-def read_sidecar(path: Path) -> dict[str, dict[str, Value]]:
-    """file_name -> the other columns of a CSV; a column of numbers only becomes numbers, empty cells are left out.
+def _listed(sources: Source | Sequence[Source]) -> Sequence[Source]:
+    of_hugging_face = type(sources).__module__.partition(".")[0] == "datasets"
+    one = of_hugging_face or isinstance(sources, (Dataset, Path, str))
+    return cast("Sequence[Source]", [sources] if one else sources)
+
+
+def _origins(source: Source, web: Web) -> Sequence[Origin]:
+    """What one source is, as one or more origins that hold an image."""
+    if isinstance(source, Dataset):
+        found: Sequence[Origin] = [Samples(source)]
+    elif not isinstance(source, (str, Path)):
+        from retrieval.sources_hub import in_memory
+
+        found = in_memory(source)
+    else:
+        found = _named(str(source), web)
+    if all(origin.total == 0 for origin in found):
+        raise BadInput(
+            f"no images in {source}",
+            expected="image files, or a folder or glob of them",
+            received="; ".join(note for origin in found for note in origin.notes) or "none",
+            remedy="Check it; tar and parquet files in a folder are named by a glob, e.g. 'shards/*.tar'.",
+        )
+    return found
+
+
+def _named(name: str, web: Web) -> Sequence[Origin]:
+    if name.lower().endswith(COMPRESSED):
+        raise BadInput(
+            f"{name} is compressed, so its members cannot be read one by one",
+            expected="a .tar",
+            remedy="Decompress it; images inside are compressed already.",
+        )
+    if name.startswith(("http://", "https://")):
+        web.check(name)
+        return [Address(name, web)]
+    if name.startswith("hf:"):
+        from retrieval.sources_hub import open_hub, open_saved
+
+        place = Path(name.removeprefix("hf:")).expanduser()
+        return open_saved(place) if place.is_dir() else open_hub(name.removeprefix("hf:"))
+    if "://" in name and not name.startswith("file://"):
+        return _remote(name, web)
+    return _local(os.path.expanduser(local_path(name) or name), web)
+
+
+def _local(name: str, web: Web) -> Sequence[Origin]:
+    if os.path.isdir(name):
+        from retrieval.sources_hub import is_saved, open_saved
+
+        return open_saved(Path(name)) if is_saved(Path(name)) else [Folder(Path(name))]
+    wild = not os.path.lexists(name)
+    files = sorted(glob.glob(name, recursive=True)) if wild else [name]
+    files = [f for f in files if not wild or (not os.path.isdir(f) and not f.lower().endswith(ASIDE))]
+    if not files:
+        raise BadInput(f"{name} does not exist", expected="a folder, an image file or a glob")
+    shards: list[Origin] = [_shard(Blob.local(f), web) for f in files if f.lower().endswith(SHARDS)]
+    images = [f for f in files if not f.lower().endswith(SHARDS)]
+    return [*shards, Files(images, name)] if wild else shards or [Files(images)]
+
+
+def _remote(uri: str, web: Web) -> Sequence[Origin]:
+    store = Store(uri)
+    found = store.find(uri)
+    if uri in found or any(sign in uri for sign in WILD):
+        shards = [name for name in found if name.lower().endswith(SHARDS)]
+        opened: list[Origin] = [_shard(store.blob(name, found[name]), web) for name in shards]
+        if uri in shards:
+            return opened
+        return [*opened, RemoteFiles(store, uri, found)]
+    return [RemoteFiles(store, uri, found)]
+
+
+def _shard(blob: Blob, web: Web) -> Origin:
+    if blob.uri.lower().endswith(".tar"):
+        from retrieval.sources_tar import Tar
+
+        return Tar(blob)
+    from retrieval.sources_parquet import Parquet
+
+    return Parquet(blob, partial(_located, blob.uri, web))
+
+
+def _located(table: str, web: Web, name: str) -> Item:
+    """The image that a row of the file `table` names.
+
+    Relative names are of files beside the table. A table on this machine may name any file of it, one in a store what
+    lies in the same bucket; everything else only by the allow-list.
 
     Raises:
-        BadInput: the file is no CSV with a header that has `file_name`.
+        BadInput: the table may not send us there.
+        UnknownName: a kind of store that is not known.
+        Unavailable: the package for it is not installed.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            fields = reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path} is ignored: {error}", expected="a UTF-8 CSV file") from error
-    if "file_name" not in fields:
-        raise BadInput(f"{path} is ignored", expected="a column file_name", received=", ".join(fields) or "no header")
-    columns = [name for name in fields if name and name != "file_name"]
-    numeric = {name for name in columns if all(_is_number(row[name]) for row in rows if row[name])}
-    result: dict[str, dict[str, Value]] = {}
-    for row in rows:
-        values = {name: row[name] for name in columns if row[name]}
-        result[row["file_name"]] = {k: _number(v) if k in numeric else v for k, v in values.items()}
-    return result
+    if name.startswith(("http://", "https://")):
+        web.check(name)
+        return Item(name, {}, None, partial(web.read, name))
+    folder = local_path(os.path.dirname(table))
+    if folder is not None and (path := local_path(name) or ("://" not in name and folder / name)):
+        return Item(local_uri(path), {}, stamp_of(str(path)), partial(read_file, str(path)))
+    uri = name if "://" in name else f"{os.path.dirname(table)}/{name.lstrip('/')}"
+    scheme, _, rest = uri.partition("://")
+    bucket = rest.partition("/")[0]
+    if bucket not in web.allow and not table.startswith(f"{scheme}://{bucket}/"):
+        raise BadInput(
+            f"{name} is not fetched only because {table} names it",
+            expected="something in its own store, or on the allow-list",
+            remedy=f"If you trust it: --allow-host {bucket}",
+        )
+    return Item(uri, {}, None, partial(Store(uri).image, uri))
 
 
-def _is_number(text: str) -> bool:
-    """Whether `text` is a finite number and not a code such as 007 or 12_3."""
-    try:
-        finite = math.isfinite(_number(text))
-    except ValueError:
-        return False
-    return finite and "_" not in text and not (len(text) > 1 and text[0] == "0" and text[1].isdigit())
+class Samples:
+    """An `Origin`: the images of a `foveal.dataset.Dataset`, with its labels and metadata."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.total: int | None = len(dataset)
+        self.notes: list[str] = []
+
+    def items(self) -> Iterator[Item]:
+        for sample in self._dataset:
+            path = os.path.abspath(sample.path)
+            label: dict[str, Value] = {} if sample.label is None else {"label": sample.label}
+            metadata = {"sample_id": clean(sample.id), **label, **sample.metadata}
+            yield Item(local_uri(path), metadata, stamp_of(path), partial(read_file, path))
+
+    def covers(self, uri: str) -> bool:
+        return False  # what a dataset no longer lists may still be wanted
 
 
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+class Address:
+    """An `Origin`: one image on the web."""
+
+    def __init__(self, url: str, web: Web) -> None:
+        self._url, self._web = url, web
+        self.total: int | None = 1
+        self.notes: list[str] = []
+
+    def items(self) -> Iterator[Item]:
+        yield Item(self._url, {}, None, partial(self._web.read, self._url))
+
+    def covers(self, uri: str) -> bool:
+        return uri == self._url

@@ -5,15 +5,15 @@ Shape letters: N rows, D embedding dimensions.
 
 from __future__ import annotations
 
-import difflib
+import builtins
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lance as _lance
 import numpy as np
@@ -21,24 +21,32 @@ import numpy.typing as npt
 import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from foveal.detections import FloatArray, IntArray
-from foveal.errors import BadInput, IntegrityError
+from foveal.errors import IntegrityError
+from retrieval.filters import parse
 
 lance: Any = _lance  # neither library is typed throughout
 pa: Any = _pyarrow
 
 HalfArray = npt.NDArray[np.float16]
+T = TypeVar("T")
 Value = str | int | float
 
-RESERVED = ("id", "seq", "uri", "content_hash", "width", "height", "metadata", "vector", "fingerprint")
+RESERVED = (
+    "id", "seq", "uri", "content_hash", "stamp", "width", "height", "bytes", "phash", "thumbnail", "metadata", "vector",
+    "fingerprint",
+)  # fmt: skip
+HIDDEN = ("seq", "stamp", "phash", "thumbnail", "metadata", "vector", "fingerprint")  # not for filters
+TIMES = "_at"  # columns named so hold times, as `taken_at` does: see retrieval/facts.py
+LOOK_UP = 1024  # ids a statement
+DELETE_AT_ONCE = 10_000  # ids a commit
 MAX_PROMOTED = 256  # metadata keys that become filterable columns; further ones stay in the JSON
-MAX_FILTER = 10_000  # characters
 SEQ_STRIDE = 1 << 24  # a row's seq is version * SEQ_STRIDE + position, so no seq is ever handed out twice
 COMPACT_ABOVE = 8  # fragments
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image as the table keeps it; `vector` None keeps the vector that the id already has."""
+    """One image as the table keeps it."""
 
     id: str
     uri: str
@@ -46,7 +54,11 @@ class Row:
     width: int
     height: int
     metadata: Mapping[str, Value]
-    vector: FloatArray | None  # (D,) unit length
+    vector: FloatArray | None  # (D,) unit length; None keeps the vector, hash and thumbnail that the id already has
+    stamp: str = ""  # changes when the bytes may have; empty when unknown
+    bytes: int = 0  # of the file
+    phash: int | None = None  # 64-bit perceptual hash
+    thumbnail: builtins.bytes | None = None  # JPEG
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +67,11 @@ class Known:
 
     content_hash: str
     metadata: str  # canonical JSON
+    stamp: str
 
 
 class Table:
-    """One version of the Lance table; `latest()` moves on, nothing else changes what this version holds."""
+    """One version of the Lance table; a commit makes another, which `open` finds."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
@@ -73,14 +86,20 @@ class Table:
                 pa.field("seq", number, nullable=False),
                 pa.field("uri", text, nullable=False),
                 pa.field("content_hash", text, nullable=False),
+                pa.field("stamp", text, nullable=False),
                 pa.field("width", number, nullable=False),
                 pa.field("height", number, nullable=False),
+                pa.field("bytes", number, nullable=False),
+                pa.field("phash", number),
+                pa.field("thumbnail", pa.large_binary()),
                 pa.field("metadata", text, nullable=False),
                 pa.field("vector", pa.list_(pa.float16(), dimension), nullable=False),
                 pa.field("fingerprint", text, nullable=False),
             ]
         )
-        return cls(lance.write_dataset(schema.empty_table(), str(path), schema=schema, mode="create"))
+        dataset = lance.write_dataset(schema.empty_table(), str(path), schema=schema, mode="create")
+        dataset.create_scalar_index("id", "BTREE")
+        return cls(dataset)
 
     @classmethod
     def open(cls, path: Path) -> Table:
@@ -92,10 +111,6 @@ class Table:
                 f"archive table {path} cannot be read: {_first_line(error)}",
                 remedy="Restore the archive folder, or build it anew with `foveal archive add`.",
             ) from error
-
-    def latest(self) -> Table:
-        """The newest committed version, as a table of its own."""
-        return self if not self.is_stale() else Table(lance.dataset(self._dataset.uri))
 
     def is_stale(self) -> bool:
         """Whether anyone has committed since this version."""
@@ -111,54 +126,58 @@ class Table:
 
     @property
     def columns(self) -> dict[str, str]:
-        """Filterable columns -> "number" or "text"; promoted metadata and the plain fields of a row."""
-        kinds = {f.name: "text" if pa.types.is_string(f.type) else "number" for f in self._dataset.schema}
-        return {name: kind for name, kind in kinds.items() if name not in ("vector", "metadata", "fingerprint", "seq")}
+        """Filterable columns -> "number", "text" or "time"; promoted metadata and the plain fields of a row."""
+        return {f.name: _kind(f) for f in self._dataset.schema if f.name not in HIDDEN}
+
+    def schema(self, columns: Sequence[str]) -> Any:
+        """The Arrow schema of the named columns."""
+        return pa.schema([self._dataset.schema.field(name) for name in columns])
 
     def __len__(self) -> int:
         return int(self._dataset.count_rows())
 
     # Reading.
 
-    def known(self) -> dict[str, Known]:
-        """Every id with the hash and metadata it was stored with."""
-        rows = self._dataset.to_table(columns=["id", "content_hash", "metadata"])
-        return {
-            key: Known(digest, metadata)
-            for key, digest, metadata in zip(*(rows[name].to_pylist() for name in rows.schema.names), strict=True)
-        }
+    def known(self, ids: Sequence[str]) -> dict[str, Known]:
+        """Those of `ids` that are stored, with the hash, metadata and stamp they were stored with."""
+        found: dict[str, Known] = {}
+        for part in batched(ids, LOOK_UP):
+            rows = self._dataset.to_table(columns=["id", "content_hash", "metadata", "stamp"], filter=_among(part))
+            for key, *rest in zip(*(rows[name].to_pylist() for name in rows.schema.names), strict=True):
+                found[key] = Known(*rest)
+        return found
 
     def keys(self, expression: str | None = None) -> tuple[IntArray, IntArray]:
         """seq (N,) ascending and Lance row ids (N,), of all rows or of those a filter keeps.
 
         Raises:
-            BadInput: the expression is not a filter over this table's columns.
+            BadInput: the expression is not a filter over this table's columns (see `retrieval.filters`).
+            IntegrityError: Lance cannot read the table.
         """
+        sql = None if expression is None else parse(expression, self.columns).sql()
         try:
-            rows = self._dataset.to_table(columns=["seq"], with_row_id=True, filter=_guarded(expression))
-        except ValueError as error:
-            raise self._bad_filter(expression or "", error) from error
-        except OSError as error:
-            if expression is None or "not found" in str(error).lower():
-                raise IntegrityError(
-                    f"archive table {self._dataset.uri} cannot be read: {_first_line(error)}"
-                ) from error
-            raise self._bad_filter(expression, error) from error
+            rows = self._dataset.to_table(columns=["seq"], with_row_id=True, filter=sql)
+        except (OSError, ValueError) as error:
+            raise IntegrityError(f"archive table {self._dataset.uri} cannot be read: {_first_line(error)}") from error
         seqs = rows["seq"].to_numpy().astype(np.int64)
         order = np.argsort(seqs, kind="stable")
         return seqs[order], rows["_rowid"].to_numpy().astype(np.int64)[order]
 
-    def vectors(self, rows: IntArray | None = None) -> tuple[IntArray, HalfArray]:
-        """seq (N,) ascending and vectors (N, D) float16: of the given Lance row ids, or of the whole table."""
-        columns = ["seq", "vector"]
-        table = self._dataset.to_table(columns=columns) if rows is None else self._take(rows, columns)
-        seqs = table["seq"].to_numpy().astype(np.int64)
-        order = np.argsort(seqs, kind="stable")
-        return seqs[order], _matrix(table["vector"], self.dimension)[order]
+    def take(self, rows: IntArray, columns: Sequence[str]) -> Any:
+        """The named columns of the given Lance row ids as an Arrow table, in that order."""
+        return self._dataset._take_rows(rows.tolist(), columns=list(columns))
 
-    def records(self, rows: IntArray, columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The named columns of the given Lance row ids, in that order."""
-        return self._take(rows, list(columns)).to_pylist() if len(rows) else []
+    def vectors(self, rows: IntArray) -> HalfArray:
+        """Vectors (N, D) float16 of the given Lance row ids, in that order."""
+        return _matrix(self.take(rows, ["vector"])["vector"], self.dimension)
+
+    def find(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The named columns of those of `ids` that are stored, by id."""
+        found: dict[str, dict[str, Any]] = {}
+        for part in batched(ids, LOOK_UP):
+            rows = self._dataset.to_table(columns=["id", *columns], filter=_among(part)).to_pylist()
+            found |= {row.pop("id"): row for row in rows}
+        return found
 
     def scan(self, columns: Sequence[str], batch_size: int = 8192) -> Iterable[Any]:
         """Record batches of the named columns, in no particular order."""
@@ -166,7 +185,7 @@ class Table:
 
     # Writing: each call is one commit, except that new columns are committed just before the rows that need them.
 
-    def write(self, rows: Sequence[Row], fingerprint: str, known: Mapping[str, Known]) -> list[str]:
+    def write(self, rows: Sequence[Row], fingerprint: str, known: Container[str]) -> list[str]:
         """Commits rows, replacing those whose id is known; returns notes on metadata that did not fit its column."""
         names, notes = self._promote([row.metadata for row in rows])
         table, misfits = self._as_arrow(rows, names, fingerprint)
@@ -176,21 +195,31 @@ class Table:
             self._dataset.insert(table, mode="append")
         return notes + misfits
 
+    def restamp(self, stamps: Mapping[str, str]) -> None:
+        """Commits new stamps of images, by id, whose bytes have turned out the same."""
+        columns = pa.schema([self._dataset.schema.field(name) for name in ("id", "stamp")])
+        table = pa.table([list(stamps.keys()), list(stamps.values())], schema=columns)
+        self._dataset.merge_insert("id").when_matched_update_all().execute(table)
+
     def delete(self, ids: Sequence[str]) -> int:
         """Commits the removal of the rows with these ids; returns how many there were."""
         before = len(self)
-        if ids:
-            self._dataset.delete(f"id IN ({_quoted(ids)})")
+        for part in batched(ids, DELETE_AT_ONCE):
+            self._dataset.delete(_among(part))
         return before - len(self)
 
-    def compact(self) -> None:
+    def tidy(self) -> None:
         """Merges small fragments, and drops versions no reader can still be working on."""
         if len(self._dataset.get_fragments()) > COMPACT_ABOVE:
             self._dataset.optimize.compact_files()
+            self._dataset.optimize.optimize_indices()
             self._dataset.cleanup_old_versions(timedelta(minutes=10))
 
-    def _take(self, rows: IntArray, columns: list[str]) -> Any:
-        return self._dataset._take_rows(rows.tolist(), columns=columns)
+    def erase(self) -> None:
+        """Rewrites every fragment that has deleted rows, and drops every version but the newest."""
+        self._dataset.optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+        self._dataset.optimize.optimize_indices()
+        self._dataset.cleanup_old_versions(retain_versions=1, delete_unverified=True)
 
     def _promote(self, metadata: Sequence[Mapping[str, Value]]) -> tuple[dict[str, str], list[str]]:
         """Metadata key -> column, adding the columns that are missing."""
@@ -230,14 +259,20 @@ class Table:
                 columns[column][position] = fitted
                 if fitted is None:
                     misfits[column] = misfits.get(column, 0) + 1
-        flat = pa.array(self._filled(rows).reshape(-1))
+        kept = self._kept(rows)
+        vectors = [kept[r.id]["vector"] if r.vector is None else r.vector.astype(np.float16) for r in rows]
+        flat = pa.array(np.concatenate(vectors, dtype=np.float16))
         arrays: dict[str, Any] = {
             "id": [row.id for row in rows],
             "seq": list(range(first, first + len(rows))),
             "uri": [row.uri for row in rows],
             "content_hash": [row.content_hash for row in rows],
+            "stamp": [row.stamp for row in rows],
             "width": [row.width for row in rows],
             "height": [row.height for row in rows],
+            "bytes": [row.bytes for row in rows],
+            "phash": [kept[row.id]["phash"] if row.id in kept else row.phash for row in rows],
+            "thumbnail": [kept[row.id]["thumbnail"] if row.id in kept else row.thumbnail for row in rows],
             "metadata": [canonical(row.metadata) for row in rows],
             "vector": pa.FixedSizeListArray.from_arrays(flat, self.dimension),
             "fingerprint": [fingerprint] * len(rows),
@@ -246,25 +281,10 @@ class Table:
         table = pa.table([pa.array(arrays[f.name], type=f.type) for f in schema], schema=schema)
         return table, [f"{column}: {n} values are not numbers like the others" for column, n in misfits.items()]
 
-    def _filled(self, rows: Sequence[Row]) -> HalfArray:
-        """Vectors (N, D) float16 of `rows`, missing ones looked up by id."""
-        missing = [row.id for row in rows if row.vector is None]
-        stored: dict[str, HalfArray] = {}
-        if missing:
-            found = self._dataset.to_table(columns=["id", "vector"], filter=f"id IN ({_quoted(missing)})")
-            stored = dict(zip(found["id"].to_pylist(), _matrix(found["vector"], self.dimension), strict=True))
-        return np.stack([stored[r.id] if r.vector is None else r.vector.astype(np.float16) for r in rows])
-
-    def _bad_filter(self, expression: str, error: Exception) -> BadInput:
-        reason = _first_line(error)
-        unknown = re.search(r'No field named "?([^".\s]+)', reason)
-        remedy = None
-        if unknown:
-            reason = f"there is no column {unknown[1]}"
-            close = difflib.get_close_matches(unknown[1], self.columns, n=1)
-            remedy = f"Did you mean {close[0]}?" if close else None
-        listed = ", ".join(f"{name} ({kind})" for name, kind in self.columns.items())
-        return BadInput(f"filter {expression!r}: {reason}", expected=f"SQL over {listed}", remedy=remedy)
+    def _kept(self, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+        """What is stored of the rows that come without a vector, by id."""
+        ids = [row.id for row in rows if row.vector is None]
+        return self.find(ids, ["vector", "phash", "thumbnail"]) if ids else {}
 
 
 def column_name(key: str) -> str:
@@ -273,6 +293,12 @@ def column_name(key: str) -> str:
     if name.casefold() in RESERVED or name.casefold().startswith("_row"):
         return f"meta_{name.lstrip('_')}"
     return f"_{name}" if name[0].isdigit() else name
+
+
+def _kind(field: Any) -> str:
+    if not pa.types.is_string(field.type):
+        return "number"
+    return "time" if field.name.endswith(TIMES) else "text"
 
 
 def canonical(metadata: Mapping[str, Value]) -> str:
@@ -289,19 +315,14 @@ def _fit(value: Value, text: bool) -> str | float | None:
     return number if math.isfinite(number) else None
 
 
-def _guarded(expression: str | None) -> str | None:
-    """In brackets, because Lance would silently ignore whatever follows a complete expression."""
-    if expression is None:
-        return None
-    if not expression.strip() or len(expression) > MAX_FILTER:
-        raise BadInput(
-            "the filter is empty or too long", expected=f"1 to {MAX_FILTER} characters", received=str(len(expression))
-        )
-    return f"({expression}\n)"
+def _among(ids: Iterable[str]) -> str:
+    quoted = ("'" + value.replace("'", "''") + "'" for value in ids)
+    return f"id IN ({', '.join(quoted)})"
 
 
-def _quoted(values: Iterable[str]) -> str:
-    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+def batched(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """`values` in pieces of at most `size`."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def _matrix(column: Any, dimension: int) -> HalfArray:

@@ -164,7 +164,7 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
         except FovealError as error:
             return "", show.problem(error)
         took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
-        return show.status([f"{len(hits)} best of {len(archive):,}", took]), show.hits(archive_name, hits)
+        return show.status([f"{len(hits)} best of {len(archive):,}", took]), show.hits(archive_name, hits, hits.reason)
 
     async def similar(event: gr.EventData, where: str | None, count: float) -> tuple[str, str]:
         began = time.perf_counter()
@@ -175,7 +175,7 @@ def _search(engine: Engine, page: gr.Blocks) -> None:
         except FovealError as error:
             return "", show.problem(error)
         took = f"{(time.perf_counter() - began) * 1000:.0f} ms"
-        return show.status(["like the picture you picked", took]), show.hits(archive_name, hits)
+        return show.status(["like the picture you picked", took]), show.hits(archive_name, hits, hits.reason)
 
     async def start() -> tuple[str, str]:
         try:

@@ -25,7 +25,8 @@ from foveal.errors import BadImage, BadInput, FingerprintMismatch
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
-from retrieval.query import Hit, SearchQuery
+from retrieval.query import SearchQuery
+from retrieval.results import Results
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -192,16 +193,15 @@ class Engine:
                 f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`."
             ) from error
 
-    async def search(self, query: SearchQuery, archive: str | None = None) -> tuple[str, list[Hit]]:
+    async def search(self, query: SearchQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
         if query.k > self.limits.k:
             raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(query.k))
         name, store = self.archive(archive)
         key = self._encoder_of[name]
         encoder: Encoder = self.model("encoder", key)[1]
-        vector: FloatArray = await self._run("encode", self._lanes[key], query.vector, encoder)
-        hits = await self._run("search", self._searching, store.nearest, vector[None], query.k, query.filter)
-        return name, hits[0]
+        asked = await self._run("encode", self._lanes[key], query.encoded, encoder)
+        return name, await self._run("search", self._searching, store.answer, asked)
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
@@ -333,7 +333,7 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
 def _records(store: Archive, condition: str | None, every: int = 1, most: int | None = None) -> list[Item]:
     table = store.snapshot().table
     _, rows = table.keys(condition)
-    records = table.records(rows[::every][:most], COLUMNS)
+    records = table.take(rows[::every][:most], COLUMNS).to_pylist()
     return [Item(**{**record, "metadata": json.loads(record["metadata"])}) for record in records]
 
 

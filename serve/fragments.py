@@ -9,7 +9,7 @@ from urllib.parse import quote
 from evals import look
 from foveal.detections import Detections
 from foveal.errors import FovealError
-from retrieval.query import Hit
+from retrieval.results import Hit
 from serve.engine import Item
 
 TEMPLATE = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"}
@@ -60,10 +60,10 @@ def note(message: str) -> str:
     return f'<div class="fv-note">{text(message)}</div>'
 
 
-def hits(archive: str, found: Sequence[Hit]) -> str:
-    """Search results as a grid; each picture is a button that looks for more like it."""
+def hits(archive: str, found: Sequence[Hit], reason: str | None = None) -> str:
+    """Search results as a grid, or why there are none; each picture is a button that looks for more like it."""
     if not found:
-        return note("Nothing in the archive passes this filter.")
+        return note(f"Nothing found: {reason}." if reason else "Nothing found.")
     top = max(found[0].similarity, 1e-6)
     return _grid(
         _card(

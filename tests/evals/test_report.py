@@ -75,6 +75,7 @@ def full(picture: Image.Image) -> Report:
     report.gallery([(picture, NASTY)])
     report.hits(NASTY, [(picture, 0.31, NASTY), (picture, 0.2, "b")], image=picture, note=NASTY, right=[True, False])
     report.hits("", [], image=picture)
+    report.strip(NASTY, [(picture, NASTY, NASTY, "warn"), (picture, "", "b", None)], NASTY)
     report.boxes(picture, {"truth": truth, NASTY: found}, NASTY)
     report.checks(
         check([{"name": NASTY, "metric": "a.b", "op": ">=", "bar": "2 * a.c", "why": NASTY}], {"a": {"b": 1}})

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from foveal.encoders import TorchEncoder
 from foveal.errors import BadInput, Unavailable, UnknownName
-from foveal.models import Encoder, load_encoder
+from foveal.models import Encoder, PreparingEncoder, load_encoder
 from tests.tiny import CONTEXT, tiny_clip, tiny_hf
 
 TEXTS = ["a red crate", "two yellow pallets and a dented drum " * 9, "ünknown wörds 漢字"]
@@ -51,6 +51,22 @@ def check_protocol(encoder: Encoder, images: list[Image.Image]) -> None:
     np.testing.assert_allclose(encoder.encode_texts(TEXTS[:1]), words[:1], atol=1e-6)
     assert isinstance(encoder, TorchEncoder)
     np.testing.assert_allclose(encoder.encode_images(images, batch=2), pictures, atol=1e-6)
+    # Nor on where it was prepared, or on which core it was encoded.
+    assert isinstance(encoder, PreparingEncoder)
+    prepared = [encoder.prepare_image(image) for image in images]
+    np.testing.assert_allclose(encoder.encode_prepared(prepared), pictures, atol=1e-6)
+    torch.set_num_threads(2)
+    np.testing.assert_allclose(encoder.encode_prepared(prepared), pictures, atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_images(images), pictures, atol=1e-6)
+    torch.set_num_threads(1)
+    # A row of pixels costs no more than a picture, and is seen as a centre crop sees it.
+    line = Image.new("RGB", (30_001, 1), "red")
+    line.paste("blue", (14_900, 0, 15_100, 1))
+    assert sum(tensor.numel() for tensor in encoder.prepare_image(line).values()) < 10**6
+    vectors = encoder.encode_images([line, line.crop((14_980, 0, 15_021, 1))])
+    images_config = encoder.config["images"]
+    if images_config.get("resize_mode") == "shortest" or images_config.get("do_center_crop"):
+        assert vectors[0] @ vectors[1] > 0.999
 
 
 def test_open_clip_folder(clip_folder: Path, images: list[Image.Image]) -> None:

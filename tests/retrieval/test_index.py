@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from retrieval.index import IndexSettings, Tuning, VectorIndex, recall, without
-from retrieval.snapshot import contained
+from foveal.errors import BadInput
+from retrieval.index import RECIPES, IndexSettings, Tuning, VectorIndex, Vectors, contained, fitting, recall, without
 
 
 def clustered(count: int, dimension: int = 32, clusters: int = 40, seed: int = 0) -> np.ndarray:
@@ -17,9 +19,13 @@ def clustered(count: int, dimension: int = 32, clusters: int = 40, seed: int = 0
 VECTORS = clustered(2000)
 
 
-@pytest.fixture(scope="module", params=["flat", "ivf"])
+@pytest.fixture(scope="module", params=["flat", *RECIPES])
 def index(request: pytest.FixtureRequest) -> VectorIndex:
-    return VectorIndex.build(VECTORS, IndexSettings(flat_below=10**6 if request.param == "flat" else 100))
+    if request.param == "flat":
+        return VectorIndex.flat(Vectors.of(VECTORS))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("retrieval.index.RECIPES", {request.param: RECIPES[request.param]})
+        return VectorIndex.build(Vectors.of(VECTORS), IndexSettings(recall_target=0.99))
 
 
 def truth(queries: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
@@ -33,33 +39,58 @@ def test_search_finds_what_exact_search_finds(index: VectorIndex) -> None:
     np.testing.assert_allclose(found, np.einsum("qd,qkd->qk", queries, VECTORS[position]), atol=2e-3)
 
 
-def test_exact_is_exact_on_any_subset(index: VectorIndex) -> None:
+@pytest.mark.parametrize("gather", [True, False])
+def test_exact_is_exact_on_any_subset(index: VectorIndex, gather: bool) -> None:
     queries = clustered(20, seed=2)
     for positions in (np.array([7]), np.flatnonzero(VECTORS[:, 0] > 0), np.arange(2000)):
-        found, position = index.exact(queries, 10, positions)
+        found, position = index.exact(queries, 10, index.subset(positions, gather=gather))
         assert np.isin(position, positions).all()
         np.testing.assert_allclose(found, truth(queries, positions, 10), atol=2e-3)
-    assert index.exact(queries, 10, np.zeros(0, np.int64))[0].shape == (20, 0)
+    assert index.exact(queries, 10, index.subset(np.zeros(0, np.int64), gather=gather))[0].shape == (20, 0)
 
 
 @pytest.mark.parametrize("alive_count", [0, 3, 50, 1999])
 def test_only_the_living_are_returned_and_never_too_few(index: VectorIndex, alive_count: int) -> None:
-    alive = np.zeros(2000, dtype=bool)
-    alive[np.random.default_rng(3).permutation(2000)[:alive_count]] = True
-    _, position = index.search(VECTORS[:30], 10, alive)
+    alive = np.sort(np.random.default_rng(3).permutation(2000)[:alive_count])
+    _, position = index.search(VECTORS[:30], 10, index.subset(alive, gather=False))
     assert position.shape == (30, min(10, alive_count))
-    assert alive[position].all()
+    assert np.isin(position, alive).all()
     assert all(len(set(row)) == len(row) for row in position.tolist())
+
+
+def test_a_subset_prepared_once_serves_many_threads(index: VectorIndex) -> None:
+    positions = np.flatnonzero(VECTORS[:, 1] > 0)
+    among = index.subset(positions, gather=False)
+    alone = index.exact(VECTORS[:64], 5, among)[1].tolist()
+    with ThreadPoolExecutor(4) as pool:
+        rows = pool.map(lambda i: index.exact(VECTORS[i : i + 1], 5, among)[1][0].tolist(), range(64))
+    assert list(rows) == alone
 
 
 def test_an_approximate_index_says_what_was_measured(index: VectorIndex) -> None:
     if index.tuning is None:
-        assert index.kind == "IndexFlatIP"
+        assert index.kind == "flat"
         return
     assert index.tuning.chosen.recall >= 0.99
     assert index.tuning.chosen in index.tuning.curve
     assert Tuning.from_json(index.tuning.as_json()) == index.tuning
-    assert index.kind == "IVF128,PQ16x4fs,Refine(SQfp16)"
+    assert index.kind.endswith("Refine(SQfp16)")
+
+
+def test_memory_decides_which_kinds_are_tried_and_none_fits_nothing() -> None:
+    assert fitting(10**6, 512, None) == list(RECIPES)
+    assert fitting(10**6, 512, 100) == ["IVF-RaBitQ"]
+    with pytest.raises(BadInput, match="at least 80 MB"):
+        fitting(10**6, 512, 50)
+
+
+def test_unclustered_vectors_get_the_kind_that_reaches_the_target_or_the_best_there_is() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((1500, 48)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    built = VectorIndex.build(Vectors.of(noise), IndexSettings(recall_target=0.9))
+    assert built.tuning is not None
+    assert built.tuning.chosen.recall >= 0.9
 
 
 def test_recall_counts_ties_and_leaves_the_query_itself_out() -> None:

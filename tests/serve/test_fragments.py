@@ -6,7 +6,7 @@ import numpy as np
 
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from retrieval.query import Hit
+from retrieval.results import Hit
 from serve import fragments
 
 NASTY = "<img src=x onerror=alert(1)>'\" ${1+1} {{value}}"

@@ -1,0 +1,544 @@
+"""Archive.nearest against raw FAISS and against other stores, on the same vectors at the same recall, in one run.
+
+    python benchmarks/bench_search.py --vectors 100000 --out runs/bench_search_100k.json
+    python benchmarks/bench_search.py --vectors 1000000 --engines archive faiss usearch lancedb --out runs/search_1m.json
+
+The peers need `pip install usearch lancedb pymilvus milvus-lite`. Each engine builds in one process and is measured in
+another: it opens what it built, is tuned on some queries to the smallest effort that reaches `--recall` @10, and
+answers others, one a call from 1 and from 2 threads, and 100 a call. `Archive.nearest` returns ids, URIs and metadata;
+every peer returns ids or positions. `faiss` is the archive's own index file, searched with the archive's own settings:
+the archive with nothing around it. `clip-retrieval` is the index its autofaiss chooses for 4 GB, HNSW32.
+
+Filters keep 0.1, 1, 10 and 50% of the rows, at random, or all on one side of a plane and so correlated with the
+vectors; `brute force` is faiss.IndexFlatIP over just the rows that match, taken out beforehand.
+
+Vectors are rendered clusters of unit length, rounded to fp16; queries lie between two of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+K = 10
+FINGERPRINT = "benchmark"
+TUNING = 200  # queries that the effort is chosen on, not among those measured
+SHARES = (0.001, 0.01, 0.1, 0.5)
+SIDES = ("draw", "place")  # columns: at random, and along a direction in the space of the vectors
+THOUSAND = 1000
+
+
+class Precomputed:
+    """Stands where an encoder would: the vectors exist already."""
+
+    name, fingerprint, logit_scale = "precomputed", FINGERPRINT, 1.0
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
+
+    def encode_images(self, images: Any) -> Any:
+        raise NotImplementedError("this benchmark brings its own vectors")
+
+    encode_texts = encode_images
+
+
+# What is searched.
+
+
+def clustered(count: int, dimension: int, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors (count, dimension) around `clusters` centres of unequal size, rounded to fp16."""
+    centres = rng.standard_normal((clusters, dimension)).astype(np.float32)
+    share = rng.dirichlet(np.full(clusters, 0.5))
+    vectors = np.empty((count, dimension), dtype=np.float16)
+    for start in range(0, count, 65_536):
+        rows = slice(start, min(start + 65_536, count))
+        picked = rng.choice(clusters, rows.stop - rows.start, p=share)
+        piece = centres[picked] + 0.8 * rng.standard_normal((len(picked), dimension)).astype(np.float32)
+        vectors[rows] = piece / np.linalg.norm(piece, axis=1, keepdims=True)
+    return vectors
+
+
+def write_data(folder: Path, options: argparse.Namespace) -> None:
+    """vectors.npy, queries.npy (tuning ones first), columns.npz and truth.npz in `folder`."""
+    rng = np.random.default_rng(0)
+    vectors = clustered(options.vectors, options.dimension, options.clusters, rng)
+    picked = rng.integers(len(vectors), size=(TUNING + options.queries, 2))
+    queries = vectors[picked[:, 0]].astype(np.float32) + 0.5 * vectors[picked[:, 1]].astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    direction = rng.standard_normal(options.dimension).astype(np.float32)
+    along = np.concatenate([part.astype(np.float32) @ direction for part in np.array_split(vectors, 64)])
+    place = (np.argsort(np.argsort(along)) * THOUSAND // len(vectors)).astype(np.int64)
+    draw = rng.permutation(len(vectors)) * THOUSAND // len(vectors)
+    np.save(folder / "vectors.npy", vectors)
+    np.save(folder / "queries.npy", queries)
+    np.savez(folder / "columns.npz", draw=draw, place=place)
+    truth = {"all": nearest(vectors, queries)}
+    for side, column in (("draw", draw), ("place", place)):
+        for share in SHARES:
+            rows = np.flatnonzero(column < share * THOUSAND)
+            truth[f"{side} {share}"] = rows[nearest(vectors[rows], queries[TUNING : TUNING + options.filtered])]
+    np.savez(folder / "truth.npz", **truth)
+
+
+def nearest(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """The true best K positions (Q, K), by brute force."""
+    import faiss
+
+    heap = faiss.ResultHeap(len(queries), K, keep_max=True)
+    for start in range(0, len(vectors), 65_536):
+        chunk = vectors[start : start + 65_536].astype(np.float32)
+        similarity, position = faiss.knn(queries, chunk, min(K, len(chunk)), metric=faiss.METRIC_INNER_PRODUCT)
+        heap.add_result(similarity, position + start)
+    heap.finalize()
+    return heap.I
+
+
+# What searches. Each engine is built once, then opened in a process of its own.
+
+
+class Engine:
+    """One store: `build`, then `open`, then searches that return positions."""
+
+    efforts: Sequence[int] = (0,)  # to tune over, ascending; (0,) where the engine tunes itself
+    filters = False
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.folder, self.options, self.effort = folder, options, 0
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        raise NotImplementedError
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def search(self, queries: np.ndarray) -> Any:
+        """Positions (Q, K)."""
+        raise NotImplementedError
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        """Positions (1, K) where the column `side` lies below that share of its range."""
+        raise NotImplementedError
+
+    def rows(self, found: Any) -> list[list[int]]:
+        """What a search returned as positions."""
+        return np.asarray(found).tolist()
+
+
+class ArchiveEngine(Engine):
+    """What this project ships."""
+
+    filters = True
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        from retrieval.archive import Archive
+        from retrieval.index import IndexSettings
+
+        settings = IndexSettings(recall_target=self.options.recall)
+        archive = Archive.create(self.folder, Precomputed(vectors.shape[1]), index=settings)
+        draw, place = columns["draw"].tolist(), columns["place"].tolist()
+        for start in range(0, len(vectors), 50_000):
+            rows = range(start, min(start + 50_000, len(vectors)))
+            archive.add_records(
+                [
+                    {"uri": f"mem://{i}", "content_hash": "", "width": 0, "height": 0, "bytes": 0, "phash": None,
+                     "metadata": {"draw": draw[i], "place": place[i], "camera": f"cam{i % 40}"}}
+                    for i in rows
+                ],
+                vectors[rows.start : rows.stop].astype(np.float32),
+            )  # fmt: skip
+        archive.rebuild()
+
+    def open(self) -> None:
+        from retrieval.archive import Archive
+
+        self.archive = Archive.open(self.folder)
+        self.archive.snapshot()
+
+    def search(self, queries: np.ndarray) -> Any:
+        return self.archive.nearest(queries, K)
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        return self.archive.nearest(query, K, f"{side} < {share * THOUSAND:g}")
+
+    def rows(self, found: Any) -> list[list[int]]:
+        return [[int(hit.uri[6:]) for hit in hits] for hits in found]
+
+
+class FaissEngine(Engine):
+    """The archive's own index file and settings, without the archive."""
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Nothing: it is the archive's."""
+
+    def open(self) -> None:
+        import faiss
+
+        from retrieval.archive import Archive
+        from retrieval.index import _parameters
+
+        part = Archive.open(self.folder.with_name("archive")).snapshot().parts[0]
+        path = next((self.folder.with_name("archive")).rglob("*.faiss"))
+        self.index = faiss.read_index(str(path))
+        self.parameters = None
+        if part.index.tuning is not None:
+            chosen = part.index.tuning.chosen
+            self.parameters = _parameters(self.index, chosen.effort, chosen.k_factor)
+
+    def search(self, queries: np.ndarray) -> Any:
+        return self.index.search(queries, K, params=self.parameters)[1]
+
+
+class ClipRetrieval(Engine):
+    """What autofaiss, which clip-retrieval's `index` calls with 4 GB, picks up to some two million vectors of 512."""
+
+    efforts = (16, 32, 64, 128, 256, 512, 1024)
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        import faiss
+
+        index = faiss.index_factory(vectors.shape[1], "HNSW32", faiss.METRIC_INNER_PRODUCT)
+        for start in range(0, len(vectors), 65_536):
+            index.add(vectors[start : start + 65_536].astype(np.float32))
+        self.folder.mkdir(parents=True)
+        faiss.write_index(index, str(self.folder / "index"))
+
+    def open(self) -> None:
+        import faiss
+
+        self.index = faiss.read_index(str(self.folder / "index"))
+
+    def search(self, queries: np.ndarray) -> Any:
+        import faiss
+
+        return self.index.search(queries, K, params=faiss.SearchParametersHNSW(efSearch=self.effort))[1]
+
+
+class Usearch(Engine):
+    """usearch, bf16."""
+
+    efforts = (16, 32, 64, 128, 256, 512, 1024)
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        from usearch.index import Index
+
+        index = Index(ndim=vectors.shape[1], metric="ip", dtype="bf16")
+        for start in range(0, len(vectors), 65_536):
+            piece = vectors[start : start + 65_536].astype(np.float32)
+            index.add(np.arange(start, start + len(piece)), piece, threads=2)
+        self.folder.mkdir(parents=True)
+        index.save(str(self.folder / "index"))
+
+    def open(self) -> None:
+        from usearch.index import Index
+
+        self.index: Any = Index.restore(str(self.folder / "index"))
+
+    def search(self, queries: np.ndarray) -> Any:
+        self.index.expansion_search = self.effort
+        keys = self.index.search(queries, K, threads=1).keys
+        return np.asarray(keys).reshape(len(queries), -1)
+
+
+class LanceDB(Engine):
+    """LanceDB with IVF_HNSW_SQ on the vectors and a BTREE on each column that filters use."""
+
+    efforts = (1, 2, 4, 8, 16, 32, 64, 128)
+    filters = True
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        import lancedb
+        import pyarrow as pa
+
+        flat = pa.array(vectors.astype(np.float32).reshape(-1))
+        data = pa.table(
+            {
+                "position": np.arange(len(vectors)),
+                **{name: column for name, column in columns.items()},
+                "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+            }
+        )
+        table: Any = lancedb.connect(str(self.folder)).create_table("images", data)
+        table.create_index(metric="dot", index_type="IVF_HNSW_SQ", vector_column_name="vector")
+        for name in columns:
+            table.create_scalar_index(name)
+
+    def open(self) -> None:
+        import lancedb
+
+        self.table: Any = lancedb.connect(str(self.folder)).open_table("images")
+
+    def search(self, queries: np.ndarray) -> Any:
+        return [self._one(query) for query in queries]
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        return [self._one(query[0], f"{side} < {share * THOUSAND:g}")]
+
+    def _one(self, query: np.ndarray, where: str | None = None) -> Any:
+        asked = self.table.search(query).distance_type("dot").nprobes(self.effort).ef(max(20, 2 * self.effort))
+        asked = asked.refine_factor(2).limit(K).select(["position"])
+        asked = asked.where(where, prefilter=True) if where else asked
+        return asked.to_arrow()["position"].to_pylist()
+
+
+class MilvusLite(Engine):
+    """Milvus Lite, HNSW."""
+
+    efforts = (16, 32, 64, 128, 256, 512)
+    filters = True
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        self.folder.mkdir(parents=True)
+        client: Any = MilvusClient(str(self.folder / "milvus.db"))
+        schema = client.create_schema()
+        schema.add_field("position", DataType.INT64, is_primary=True)
+        for name in columns:
+            schema.add_field(name, DataType.INT64)
+        schema.add_field("vector", DataType.FLOAT_VECTOR, dim=vectors.shape[1])
+        index = client.prepare_index_params()
+        index.add_index("vector", index_type="HNSW", metric_type="IP", params={"M": 32, "efConstruction": 128})
+        client.create_collection("images", schema=schema, index_params=index)
+        for start in range(0, len(vectors), 5000):
+            rows = range(start, min(start + 5000, len(vectors)))
+            others = {i: {name: int(column[i]) for name, column in columns.items()} for i in rows}
+            client.insert(
+                "images", [{"position": i, "vector": vectors[i].astype(np.float32), **others[i]} for i in rows]
+            )
+        client.flush("images")
+        client.close()
+
+    def open(self) -> None:
+        from pymilvus import MilvusClient
+
+        self.client: Any = MilvusClient(str(self.folder / "milvus.db"))
+        self.client.load_collection("images")
+
+    def search(self, queries: np.ndarray, where: str = "") -> Any:
+        found = self.client.search(
+            "images", data=list(queries), limit=K, filter=where, search_params={"params": {"ef": self.effort}}
+        )
+        return [[hit["position"] for hit in hits] for hits in found]
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        return self.search(query, f"{side} < {share * THOUSAND:g}")
+
+
+class BruteForce(Engine):
+    """faiss.IndexFlatIP over just the rows that match; of all rows, over all."""
+
+    filters = True
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Nothing: it needs the vectors only."""
+
+    def open(self) -> None:
+        self.vectors = np.load(self.folder.with_name("vectors.npy"), mmap_mode="r")
+        self.columns = np.load(self.folder.with_name("columns.npz"))
+        self.index = self._over(np.arange(len(self.vectors)))
+        self.subset: tuple[Any, Any, Any] = (None, None, None)
+
+    def search(self, queries: np.ndarray) -> Any:
+        return self.index.search(queries, K)[1]
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        if self.subset[0] != (side, share):
+            rows = np.flatnonzero(self.columns[side] < share * THOUSAND)
+            self.subset = (side, share), rows, self._over(rows)
+        return self.subset[1][self.subset[2].search(query, K)[1]]
+
+    def _over(self, rows: np.ndarray) -> Any:
+        import faiss
+
+        index = faiss.IndexFlatIP(self.vectors.shape[1])
+        for part in np.array_split(rows, max(1, len(rows) // 65_536)):
+            index.add(self.vectors[part].astype(np.float32))
+        return index
+
+
+ENGINES: dict[str, type[Engine]] = {
+    "archive": ArchiveEngine,
+    "faiss": FaissEngine,
+    "clip-retrieval": ClipRetrieval,
+    "usearch": Usearch,
+    "lancedb": LanceDB,
+    "milvus-lite": MilvusLite,
+    "brute force": BruteForce,
+}
+
+
+# How it is measured.
+
+
+def timed(call: Callable[[np.ndarray], Any], queries: np.ndarray, batch: int, threads: int) -> dict[str, Any]:
+    """Queries a second, and p50 and p99 of a call in ms; `threads` callers take turns at the queries."""
+    pieces = [queries[start : start + batch] for start in range(0, len(queries), batch)]
+
+    def one(piece: np.ndarray) -> tuple[float, Any]:
+        began = time.perf_counter()
+        found = call(piece)
+        return time.perf_counter() - began, found
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        lists = list(pool.map(lambda offset: [one(p) for p in pieces[offset::threads]], range(threads)))
+    seconds = time.perf_counter() - began
+    p50, p99 = np.percentile([1000 * took for done in lists for took, _ in done], [50, 99])
+    found = [lists[i % threads][i // threads][1] for i in range(len(pieces))]
+    return {"qps": len(queries) / seconds, "p50_ms": float(p50), "p99_ms": float(p99), "found": found}
+
+
+def share_found(found: list[list[int]], truth: np.ndarray) -> float:
+    """recall@K: the mean share of the true positions that were found."""
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found, truth.tolist(), strict=True)]))
+
+
+def memory_mb() -> dict[str, float]:
+    """Resident memory of this process: its own, and file pages that others can share."""
+    told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return {name: int(told[key].split()[0]) / 1024 for name, key in (("own", "RssAnon"), ("shared", "RssFile"))}
+
+
+def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Opens, tunes and times an engine that has been built in `folder`."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    queries, truth = np.load(folder / "queries.npy"), np.load(folder / "truth.npz")
+    tuning, asked = queries[:TUNING], queries[TUNING:]
+    engine = ENGINES[name](folder / name, options)
+    before = memory_mb()
+    began = time.perf_counter()
+    engine.open()
+    engine.effort = engine.efforts[0]
+    engine.search(asked[:1])
+    report: dict[str, Any] = {"open_s": time.perf_counter() - began}
+    for effort in engine.efforts:
+        engine.effort = effort
+        if share_found(engine.rows(engine.search(tuning)), truth["all"][:TUNING]) >= options.recall:
+            break
+    report["effort"] = engine.effort
+    for label, batch, threads in (("1 thread", 1, 1), ("2 threads", 1, 2), ("100 a call", 100, 1)):
+        told = timed(engine.search, asked, batch, threads)
+        rows = [row for found in told.pop("found") for row in engine.rows(found)]
+        report[label] = {**told, "recall": share_found(rows, truth["all"][TUNING:])}
+    report["memory_mb"] = {key: value - before[key] for key, value in memory_mb().items()}
+    if engine.filters:
+        report["filtered"] = {}
+        for side in SIDES:
+            for share in SHARES:
+                few = asked[: options.filtered]
+                began = time.perf_counter()
+                engine.filtered(few[:1], side, share)
+                first = time.perf_counter() - began
+                told = timed(lambda query, s=side, f=share: engine.filtered(query, s, f), few, 1, 1)
+                rows = [row for found in told.pop("found") for row in engine.rows(found)]
+                figures = {**told, "first_ms": 1000 * first, "recall": share_found(rows, truth[f"{side} {share}"])}
+                report["filtered"][f"{'random' if side == 'draw' else 'correlated'} {share:.1%}"] = figures
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vectors", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--clusters", type=int, default=1000)
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--filtered", type=int, default=100, help="queries of each filter")
+    parser.add_argument("--recall", type=float, default=0.95, help="that every engine is tuned to")
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="leave what was built there, and use it again")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", nargs=3, metavar=("WHAT", "ENGINE", "FOLDER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        what, name, place = options.case
+        if what == "build":
+            vectors, columns = np.load(Path(place) / "vectors.npy", mmap_mode="r"), np.load(Path(place) / "columns.npz")
+            ENGINES[name](Path(place) / name, options).build(vectors, {key: columns[key] for key in SIDES})
+        elif what == "data":
+            write_data(Path(place), options)
+        else:
+            print("\n" + json.dumps(measure(name, Path(place), options)))
+        return
+
+    from foveal.runtime import describe_machine
+
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "settings": {k: v for k, v in vars(options).items() if k not in ("out", "keep", "case")},
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "truth.npz").is_file():
+            _child("data", "-", folder, options)
+        for name in options.engines:
+            began = time.perf_counter()
+            if not (folder / f"{name}.built").exists():
+                _child("build", name, folder, options)
+                (folder / f"{name}.built").write_text(str(time.perf_counter() - began))
+            report[name] = json.loads(_child("measure", name, folder, options).splitlines()[-1])
+            report[name]["build_s"] = float((folder / f"{name}.built").read_text())
+            print(f"{name}: {json.dumps(report[name])}", file=sys.stderr, flush=True)
+    print(tables(report))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(report, indent=1))
+
+
+def _child(what: str, name: str, folder: Path, options: argparse.Namespace) -> str:
+    command = [sys.executable, __file__, "--case", what, name, str(folder)]
+    for option in ("vectors", "dimension", "clusters", "queries", "filtered", "recall"):
+        command += [f"--{option}", str(getattr(options, option))]
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-3000:]}")
+    return done.stdout
+
+
+def tables(report: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    names = [name for name in ENGINES if name in report]
+    lines = [
+        "| engine | recall@10 | q/s, 1 thread | p99 ms | q/s, 2 threads | p99 ms | q/s, 100 a call | open s | own MB "
+        "| shared MB | build s |",
+        "| --- |" + " ---: |" * 10,
+    ]
+    for name in names:
+        told = report[name]
+        one, two, many = told["1 thread"], told["2 threads"], told["100 a call"]
+        memory = told["memory_mb"]
+        lines.append(
+            f"| {name} | {one['recall']:.3f} | {one['qps']:,.0f} | {one['p99_ms']:.2f} | {two['qps']:,.0f} "
+            f"| {two['p99_ms']:.2f} | {many['qps']:,.0f} | {told['open_s']:.2f} | {memory['own']:,.0f} "
+            f"| {memory['shared']:,.0f} | {told['build_s']:.0f} |"
+        )
+    filtering = [name for name in names if "filtered" in report[name]]
+    lines += ["", f"| filter | {' | '.join(f'{name}: recall, q/s' for name in filtering)} |"]
+    lines.append("| --- |" + " --- |" * len(filtering))
+    kinds = report[filtering[0]]["filtered"] if filtering else {}
+    for kind in kinds:
+        cells = [report[name]["filtered"][kind] for name in filtering]
+        lines.append(f"| {kind} | {' | '.join(map(_cell, cells))} |")
+    return "\n".join(lines)
+
+
+def _cell(figures: dict[str, float]) -> str:
+    return f"{figures['recall']:.3f}, {figures['qps']:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

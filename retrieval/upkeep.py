@@ -1,0 +1,116 @@
+"""Keeps an archive's index in step with its table, beside readers and writers.
+
+Segments follow each other by seq, and each new one is built of the rows that came since the last. So that there are
+never many of them, it takes over those before it that are not several times as large, as log-structured stores do:
+every row is indexed anew a few times in its life, however large the archive grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from foveal.progress import Progress
+from retrieval.index import IndexSettings
+from retrieval.segments import SegmentStore
+from retrieval.snapshot import Snapshot
+
+TAIL_SHARE = 0.1  # of the indexed rows that may wait to be indexed ...
+TAIL_MOST = 8192  # ... or this many, if that is less
+TAIL_LEAST = 1024
+DEAD_SHARE = 0.2  # of a segment's vectors whose rows are gone
+SEVERAL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What matters about a segment when deciding on it."""
+
+    rows: int  # alive
+    dead: int
+    flat: bool
+
+
+class Upkeep:
+    """Builds and merges the segments of one archive; one process at a time, without keeping anyone else waiting."""
+
+    def __init__(self, folder: Path, store: SegmentStore, settings: IndexSettings) -> None:
+        self._store, self._settings = store, settings
+        self.lock = FileLock(folder / ".index-lock")  # taken before the lock of writers, by those who need both
+
+    def needed(self, view: Snapshot) -> bool:
+        """Whether `run` would do anything."""
+        return self._plan(view) is not None
+
+    def run(self, view: Callable[[], Snapshot], progress: Progress) -> None:
+        """Indexes what `view()` has not indexed; at once where there is little to do, or another process is at it."""
+        if not self.needed(view()):
+            return
+        try:
+            with self.lock.acquire(timeout=0):
+                while (after := self._plan(current := view())) is not None:
+                    progress.start("index", None)
+                    try:
+                        self._build(current, after)
+                    finally:
+                        progress.finish()
+        except Timeout:
+            return
+
+    def rebuild(self, view: Callable[[], Snapshot]) -> None:
+        """One new segment of every row."""
+        with self.lock:
+            self._build(view(), 0)
+
+    def purge(self, view: Callable[[], Snapshot]) -> None:
+        """Builds anew every segment from the first that holds the vector of a row that is gone."""
+        with self.lock:
+            current = view()
+            spoilt = [number for number, part in enumerate(current.parts) if len(part) < len(part.seqs)]
+            if spoilt:
+                self._build(current, spoilt[0])
+            self._store.sweep()
+
+    def _plan(self, view: Snapshot) -> int | None:
+        """The segment from which on to build anew; None when all is well."""
+        if view.damage is not None:
+            return 0
+        indexed = view.parts[: len(view.parts) - bool(view.tail)]
+        sizes = [Size(len(part), len(part.seqs) - len(part), part.index.tuning is None) for part in indexed]
+        return merge_from(sizes, view.tail, self._settings.flat_below)
+
+    def _build(self, view: Snapshot, after: int) -> None:
+        kept = view.parts[:after]
+        first = 0 if not kept else int(np.searchsorted(view.seqs, kept[-1].seqs[-1], side="right"))
+        flat = len(view.rows) < self._settings.flat_below
+        self._store.build(view.table, view.seqs[first:], view.rows[first:], after, self._settings, flat=flat)
+
+
+def merge_from(sizes: Sequence[Size], tail: int, flat_below: int) -> int | None:
+    """The first of the segments of `sizes` that a new one should take over with the `tail`; None: not worth it yet."""
+    rows = sum(size.rows for size in sizes)
+    total = rows + tail
+    if not total:
+        return 0 if sizes else None
+    if total < flat_below:  # exact, and cheap to write
+        astray = tail + sum(size.dead for size in sizes)
+        return 0 if not sizes or astray > max(TAIL_LEAST, TAIL_SHARE * rows) else None
+    for number, size in enumerate(sizes):
+        spoilt = size.dead > DEAD_SHARE * (size.rows + size.dead)
+        outgrown = size.flat and size.rows > 2 * TAIL_MOST  # from when the archive was small
+        if spoilt or outgrown:
+            return _absorb(sizes, number, tail + sum(later.rows for later in sizes[number:]))
+    if tail <= min(TAIL_MOST, max(TAIL_LEAST, TAIL_SHARE * rows)):
+        return None
+    return _absorb(sizes, len(sizes), tail)
+
+
+def _absorb(sizes: Sequence[Size], start: int, gathered: int) -> int:
+    while start and sizes[start - 1].rows < SEVERAL * gathered:
+        start -= 1
+        gathered += sizes[start].rows
+    return start

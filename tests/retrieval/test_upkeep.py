@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveal.errors import FovealError
+from retrieval.archive import Archive
+from retrieval.checksums import HINT
+from retrieval.index import IndexSettings
+from retrieval.query import SearchQuery
+from retrieval.upkeep import Size, merge_from
+from tests.retrieval.pixels import PixelEncoder, write_images
+
+ENCODER = PixelEncoder()
+
+
+def size(rows: int, dead: int = 0, flat: bool = False) -> Size:
+    return Size(rows, dead, flat)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tail", "expected"),
+    [
+        ([], 0, None),
+        ([size(0, 5)], 0, 0),  # everything is deleted: the index goes too
+        ([], 3, 0),
+        ([size(900, flat=True)], 1000, None),  # a small archive waits for 1024 more
+        ([size(900, flat=True)], 1025, 0),
+        ([size(900, 1100, flat=True)], 0, 0),
+        ([size(100_000)], 8000, None),  # a large one for 8192
+        ([size(100_000)], 8193, 1),  # not worth touching the large segment for
+        ([size(100_000), size(9000)], 8193, 1),
+        ([size(100_000), size(20_000), size(9000)], 8193, 0),  # one takes over the next
+        ([size(1_000_000), size(200_000), size(9000)], 8193, 2),
+        ([size(100_000, 30_000)], 0, 0),
+        ([size(300_000), size(50_000, 20_000)], 0, 1),
+        ([size(50_000, flat=True)], 500, 0),  # flat from when it was small
+    ],
+)
+def test_which_segments_a_new_one_takes_over(sizes: list[Size], tail: int, expected: int | None) -> None:
+    assert merge_from(sizes, tail, flat_below=50_000) == expected
+
+
+def test_a_growing_archive_keeps_few_segments_and_indexes_each_row_a_few_times() -> None:
+    sizes: list[Size] = []
+    written = 0
+    tail = 0
+    for _ in range(2000):
+        tail += 1000
+        after = merge_from(sizes, tail, flat_below=50_000)
+        if after is not None:
+            merged = sum(one.rows for one in sizes[after:]) + tail
+            written, tail = written + merged, 0
+            sizes = [*sizes[:after], size(merged, flat=merged + sum(s.rows for s in sizes[:after]) < 50_000)]
+        assert len(sizes) <= 6
+    assert written < 8 * 2_000_000
+
+
+def test_an_archive_of_several_segments_finds_what_brute_force_finds(tmp_path: Path) -> None:
+    settings = IndexSettings(flat_below=4000, recall_target=0.95)
+    archive = Archive.create(tmp_path / "archive", ENCODER, index=settings)
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((38_000, 32)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids: list[str] = []
+    for start, stop in ((0, 30_000), (30_000, 35_000), (35_000, 38_000)):
+        uris = [f"mem://{i}" for i in range(start, stop)]
+        metadata = [{"row": i} for i in range(start, stop)]
+        piece = vectors[start:stop]
+        ids += archive.add_vectors(uris, piece, fingerprint=ENCODER.fingerprint, metadata=metadata)
+    assert len(archive.stats()["segments"]) == 2
+    assert archive.stats()["tail"] == 3000
+    archive.delete(ids[::3])
+    assert archive.recall_at_k(sample=100).recall >= 0.93
+    queries = vectors[1:40:3]
+    for filter, keep in (("row >= 20000 AND row < 37000", (20_000, 37_000)), ("row < 90", (0, 90))):
+        living = np.array([i for i in range(*keep) if i % 3])
+        for query, hits in zip(queries, archive.nearest(queries, 20, filter), strict=True):
+            best = np.sort(vectors[living] @ query)[::-1][:20]
+            assert [hit.similarity for hit in hits] == pytest.approx(best.tolist(), abs=2e-3)
+            assert all(keep[0] <= hit.metadata["row"] < keep[1] for hit in hits)
+    assert archive.check().ok
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    images = write_images(tmp_path / "world" / "images", 12)
+    made = Archive.create(tmp_path / "archive", ENCODER)
+    made.add(images[0].parent, ENCODER)
+    return made
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    file.write_bytes(data)
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
+def test_damage_to_any_file_of_the_table_is_refused_with_the_file_named(
+    archive: Archive, damage: Callable[[Path], None]
+) -> None:
+    table = archive.folder / "table.lance"
+    files = [file for file in table.rglob("*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 4
+    for file in files:
+        before = file.read_bytes()
+        damage(file)
+        report = Archive.open(archive.path).check()
+        if file.name == HINT:  # Lance finds the newest version without it
+            assert report.ok
+        else:
+            assert not report.ok
+            assert str(file) in report.problems[0]
+        file.write_bytes(before)
+    assert Archive.open(archive.path).check().ok
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
+@pytest.mark.parametrize("name", ["manifest.json", "*.faiss", "*.arrow"])
+def test_damage_to_any_file_of_the_index_is_repaired(
+    archive: Archive, name: str, damage: Callable[[Path], None]
+) -> None:
+    file = next((archive.folder / "index").glob(name))
+    damage(file)
+    report = Archive.open(archive.path).check()
+    assert report.ok
+    assert report.repaired
+    assert len(Archive.open(archive.path).search(SearchQuery(text="red", k=20), ENCODER)) == 12
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
+def test_damage_to_the_description_is_refused_and_to_checksums_noticed(
+    archive: Archive, damage: Callable[[Path], None]
+) -> None:
+    sums = archive.folder / "checksums.jsonl"
+    damage(sums)
+    report = Archive.open(archive.path).check()
+    assert report.ok or str(archive.folder) in report.problems[0]
+    described = archive.path / "archive.json"
+    damage(described)
+    with pytest.raises((FovealError, OSError), match=re.escape(str(archive.path))):
+        Archive.open(archive.path).search(SearchQuery(text="red"), ENCODER)
+
+
+def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "world" / "images", 12)
+    (tmp_path / "world" / "metadata.csv").write_text(
+        "file_name,owner\n" + "\n".join(f"{file.name},person-{i:04d}-secret" for i, file in enumerate(images))
+    )
+    archive = Archive.create(tmp_path / "archive", ENCODER)
+    archive.add(images[0].parent, ENCODER)
+    hits = archive.search(SearchQuery(image=images[3], k=12), ENCODER)
+    archive.delete([hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")])
+
+    def traces(word: str) -> list[Path]:
+        return [f for f in archive.path.rglob("*") if f.is_file() and word.encode() in f.read_bytes()]
+
+    assert traces("person-0003-secret")
+    archive.compact()
+    assert not traces("person-0003-secret")
+    assert not traces("person-0007-secret")
+    assert traces("person-0004-secret")
+    stale = Archive.open(archive.path)
+    assert len(stale.search(SearchQuery(text="red", k=20), ENCODER)) == 10
+    assert stale.check().ok
+    assert json.loads((archive.path / "archive.json").read_text())["generation"] == 1

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrieval.archive import Archive
+from retrieval.query import SearchQuery
+from retrieval.words import Words
+from tests.retrieval.pixels import COLOURS, PixelEncoder
+
+ENCODER = PixelEncoder()
+CAPTIONS = ("a rusty valve", "two drones over the loading bay", "the bay of crates", "serial 4711-A", "cafés at night")
+
+
+def fill(path: Path, captions: tuple[str, ...] = CAPTIONS) -> Archive:
+    archive = Archive.create(path, ENCODER)
+    vectors = ENCODER.encode_texts(COLOURS[: len(captions)])
+    uris = [f"/data/IMG_{number:04d}.jpg" for number in range(len(captions))]
+    archive.add_vectors(
+        uris, vectors, fingerprint=ENCODER.fingerprint, metadata=[{"caption": text, "n": 1} for text in captions]
+    )
+    return archive
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return fill(tmp_path / "archive")
+
+
+def found(archive: Archive, words: str, **options: object) -> list[str]:
+    results = archive.search(SearchQuery(words=words, **options), ENCODER)  # type: ignore[arg-type]
+    return [hit.uri[-8:-4] for hit in results]
+
+
+class Colours(PixelEncoder):
+    """Takes any text."""
+
+    def encode_texts(self, texts):  # type: ignore[no-untyped-def]
+        known = [next((colour for colour in COLOURS if colour in text), "pink") for text in texts]
+        return super().encode_texts(known)
+
+
+ENCODER = Colours()
+
+
+def test_words_alone_find_names_and_captions(archive: Archive) -> None:
+    assert found(archive, "valves") == ["0000"]
+    assert found(archive, "img_0003") == ["0003"]
+    assert found(archive, "4711") == ["0003"]
+    assert found(archive, "CAFES") == ["0004"]
+    assert set(found(archive, "bay")) == {"0001", "0002"}
+    assert found(archive, '"loading bay"') == ["0001"]
+    assert found(archive, "drone bay")[0] == "0001"
+
+
+def test_no_word_found_is_nothing_and_says_so(archive: Archive) -> None:
+    results = archive.search(SearchQuery(words="submarine yacht"), ENCODER)
+    assert not results
+    assert results.reason == "no name or text contains 'submarine' or 'yacht'"
+
+
+def test_hits_tell_their_words_and_are_fused_with_similarity(archive: Archive) -> None:
+    results = archive.search(SearchQuery(text="red", words="crates night"), ENCODER)
+    assert len(results) == 5
+    assert {hit.uri[-8:-4] for hit in results[:3]} == {"0000", "0002", "0004"}  # red by vector, two by their words
+    assert {hit.uri[-8:-4]: hit.keywords for hit in results if hit.keywords} == {
+        "0002": ("crates",),
+        "0004": ("night",),
+    }
+
+
+def test_the_filter_holds_for_words(tmp_path: Path) -> None:
+    archive = fill(tmp_path / "archive")
+    assert found(archive, "bay", filter="caption LIKE '%crates%'") == ["0002"]
+
+
+@given(st.text(min_size=1, max_size=60))
+def test_user_text_is_never_an_expression(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    global _shared
+    if _shared is None:
+        _shared = fill(tmp_path_factory.mktemp("any") / "archive")
+    words = Words(_shared.folder / "words.sqlite")
+    assert words.update(_shared.snapshot()) is None
+    list(words.find(text, _shared.snapshot().seqs))
+    words.matched(_shared.snapshot().seqs.tolist(), text)
+
+
+_shared: Archive | None = None
+
+
+@pytest.mark.parametrize(
+    "text", ['valve" OR "bay', "body:valve", "val*", "NEAR(valve bay)", "valve AND NOT rusty", '"', "^"]
+)
+def test_operators_are_plain_words(archive: Archive, text: str) -> None:
+    assert set(found(archive, text + " zzz")) <= {"0000", "0001", "0002"}
+
+
+def test_the_index_follows_the_archive(archive: Archive) -> None:
+    assert found(archive, "valve") == ["0000"]
+    red = archive.search(SearchQuery(words="valve"), ENCODER)[0].id
+    archive.add_vectors(
+        ["/data/new.jpg"], ENCODER.encode_texts(["white"]), fingerprint=ENCODER.fingerprint,
+        metadata=[{"caption": "another valve"}],
+    )  # fmt: skip
+    assert len(found(archive, "valve")) == 2
+    archive.delete([red])
+    assert len(found(archive, "valve")) == 1
+
+
+def test_deleted_text_leaves_the_file(archive: Archive) -> None:
+    found(archive, "valve")
+    file = archive.folder / "words.sqlite"
+    assert b"rusty" in file.read_bytes()
+    archive.delete([archive.search(SearchQuery(words="rusty"), ENCODER)[0].id])
+    found(archive, "bay")
+    Words(file).purge(archive.snapshot())
+    assert b"rusty" not in file.read_bytes()
+    assert b"rusti" not in file.read_bytes()  # as it is stemmed
+    assert not found(archive, "rusty")
+    assert len(found(archive, "bay")) == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"no database" * 100, None])
+def test_a_damaged_index_is_built_anew(archive: Archive, damage: bytes | None) -> None:
+    found(archive, "valve")
+    file = archive.folder / "words.sqlite"
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage)
+    assert found(archive, "valve") == ["0000"]
+
+
+def test_pages_torn_in_the_middle_are_survived(archive: Archive) -> None:
+    found(archive, "valve")
+    file = archive.folder / "words.sqlite"
+    data = bytearray(file.read_bytes())
+    data[4096:] = np.random.default_rng(0).bytes(len(data) - 4096)
+    file.write_bytes(data)
+    results = archive.search(SearchQuery(text="red", words="valve"), ENCODER)
+    assert len(results) == 5  # by vector at least
+    archive.delete([results[-1].id])
+    assert len(archive.search(SearchQuery(text="red", words="valve"), ENCODER)) == 4
+
+
+def test_a_locked_index_costs_the_newest_words_only(archive: Archive) -> None:
+    assert found(archive, "valve") == ["0000"]
+    archive.delete([archive.search(SearchQuery(words="valve"), ENCODER)[0].id])
+    with FileLock(archive.folder / ".words.sqlite-lock"):
+        results = archive.search(SearchQuery(words="valve bay"), ENCODER)
+    assert len(results) == 2  # never a deleted one
+    assert "another process" in results.notes[0]
+
+
+def test_a_locked_database_costs_the_words_only(archive: Archive) -> None:
+    found(archive, "valve")
+    writer = sqlite3.connect(archive.folder / "words.sqlite", isolation_level=None)
+    writer.execute("BEGIN EXCLUSIVE")
+    results = archive.search(SearchQuery(text="red", words="valve"), ENCODER)
+    writer.close()
+    assert len(results) == 5
+    assert any("locked" in note for note in results.notes)
+
+
+def test_an_older_view_brings_nothing_back(archive: Archive) -> None:
+    old = archive.snapshot()
+    archive.delete([archive.search(SearchQuery(words="rusty"), ENCODER)[0].id])
+    words = Words(archive.folder / "words.sqlite")
+    words.purge(archive.snapshot())
+    assert words.update(old) is None
+    assert not list(words.find("rusty", old.seqs))
