@@ -36,6 +36,7 @@ from foveal.models import parse_ref
 from foveal.runtime import describe_machine, peak_memory_mb
 
 CASES = {"full": (), "lora": ("image", "text"), "lora_image": ("image",), "lora_text": ("text",)}
+PEERS_NAME = {"float32": "fp32", "bfloat16": "amp_bf16"}
 WORDS = ("red", "blue", "crate", "drum", "shelf", "floor", "lamp", "box")
 
 
@@ -102,7 +103,7 @@ def full(base: str, data: Dataset, batch: int, steps: int, precision: str) -> tu
     loader = Loader(Collator(pairs, Order(batch, batch, steps + 1, 0), augment=False), batch, steps + 1)
     model.output_dict = True  # pyright: ignore
     args = Namespace(
-        device="cpu", precision={"float32": "fp32", "bfloat16": "amp_bf16"}[precision], distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
+        device="cpu", precision=PEERS_NAME[precision], distill=False, accum_freq=1, skip_scheduler=True, horovod=False,
         grad_clip_norm=1.0, log_every_n_steps=10**6, batch_size=batch, world_size=1, rank=0, local_rank=0, wandb=False,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6)

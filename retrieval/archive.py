@@ -33,7 +33,7 @@ from foveal.progress import Progress, SilentProgress
 from retrieval.check import CheckReport, inspect
 from retrieval.checksums import Checksums
 from retrieval.index import IndexSettings, Subset
-from retrieval.ingest import embed, identity
+from retrieval.ingest import Embedding, embed, identity
 from retrieval.measure import RecallReport, measure
 from retrieval.quarantine import Quarantine
 from retrieval.query import MAX_K, EncodedQuery, SearchQuery
@@ -48,6 +48,7 @@ from retrieval.upkeep import Upkeep
 
 LOCK_SECONDS = 10.0
 FILTERS_KEPT = 8
+TUNED_AT = 4  # uses of a filter
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ class Archive:
         self._lock = FileLock(path / ".lock", timeout=LOCK_SECONDS)
         self._refreshing = threading.Lock()
         self._snapshot: Snapshot | None = None
-        self._filters: dict[tuple[int, str], tuple[Subset, ...]] = {}
+        self._filters: dict[tuple[tuple[int, ...], str], tuple[tuple[Subset, ...], int]] = {}
 
     @classmethod
     def create(
@@ -150,6 +151,7 @@ class Archive:
         *,
         sync: bool = False,
         allow: Collection[str] = (),
+        through: Embedding = embed,
     ) -> AddReport:
         """Embeds the images of the sources (see `Sources.resolve`); those already there and unchanged are passed over.
 
@@ -158,6 +160,7 @@ class Archive:
         Args:
             sync: also remove the images that these sources held once and do no longer.
             allow: hosts and buckets that may be fetched from.
+            through: makes the rows: `ingest.embed` here, or `ray_job.RayJob` on a cluster.
 
         Raises:
             BadInput: a source does not exist, holds no image, or may not be fetched.
@@ -172,7 +175,7 @@ class Archive:
         with (
             self._writing(),
             ThreadPoolExecutor(1, "index") as beside,
-            closing(embed(found, encoder, lambda ids: self.table().known(ids))) as batches,
+            closing(through(found, encoder, lambda ids: self.table().known(ids))) as batches,
         ):
             building: Future[None] | None = None
             progress.start("embed", found.total)
@@ -313,6 +316,7 @@ class Archive:
                 self.table().erase()
                 self._sums.record()
             self._upkeep.purge(self.snapshot)
+        self._searcher.words.purge(self.snapshot())
         return before - _size(self.path)
 
     def generations(self) -> list[Settings]:
@@ -475,13 +479,18 @@ class Archive:
         ]
 
     def _allowed(self, view: Snapshot, expression: str) -> tuple[Subset, ...]:
-        """The rows that a filter keeps; the last few are remembered, as a team asks for the same cameras all day."""
-        key = view.table.version, expression
-        found = self._filters.get(key)
-        if found is None or len(found) != len(view.parts):
+        """The rows that a filter keeps; the last few are remembered, as a team asks for the same cameras all day.
+
+        One that is asked for repeatedly is worth measuring whether an approximate search of its rows will do.
+        """
+        key = view.signature, expression
+        found, uses = self._filters.get(key, (None, 0))
+        if found is None:
             found = view.select(view.table.keys(expression)[0])
-            kept = list(self._filters.items())[1 - FILTERS_KEPT :]
-            self._filters = {**dict(kept), key: found}
+        elif uses + 1 == TUNED_AT:
+            found = view.tuned(found)
+        kept = [pair for pair in self._filters.items() if pair[0] != key][1 - FILTERS_KEPT :]
+        self._filters = {**dict(kept), key: (found, uses + 1)}
         return found
 
     def _signature(self) -> tuple[int, ...]:

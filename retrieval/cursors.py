@@ -48,8 +48,8 @@ class Cursor:
             packed = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
             unpacker = zlib.decompressobj()
             plain = unpacker.decompress(packed, 4 * _MOST)
-            if unpacker.unconsumed_tail or not unpacker.eof:
-                raise ValueError("cut short")
+            if unpacker.unconsumed_tail or unpacker.unused_data or not unpacker.eof:
+                raise ValueError("cut short, or more than a cursor")
             owner, bound, similarity, seq, seen, steps = json.loads(plain)
             shown: list[int] = []
             for step in steps:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import faiss as _faiss
@@ -23,6 +23,9 @@ TUNE_K = 10
 TUNE_QUERIES = 128  # of each of three kinds
 TRAIN_PER_LIST = 50  # vectors a k-means centroid
 CHUNK = 65_536  # vectors read at a time
+EFFORTS = sorted({n for e in range(17) for n in (2**e, 3 * 2**e // 2)})  # 1, 2, 3, 4, 6, 8, 12, ...
+SUBSET_QUERIES = 12  # of each of four kinds
+SUBSET_RECALL = 0.97  # that an approximate search of a subset must keep, or what the whole index keeps if that is less
 GATHER_BYTES = 32 * 2**20  # of a subset's vectors, up to which they are copied to be searched on their own
 
 
@@ -91,7 +94,7 @@ class Vectors:
     @classmethod
     def of(cls, array: FloatArray) -> Vectors:
         """Those of an array (N, D)."""
-        return cls(*array.shape, lambda positions: array[positions])
+        return cls(len(array), array.shape[1], lambda positions: array[positions])
 
     def __len__(self) -> int:
         return self.count
@@ -163,8 +166,7 @@ class VectorIndex:
         k = min(k, len(self) if among is None else len(among))
         if self.tuning is None or k == 0:
             return self.exact(queries, k, among)
-        usual = among is None and k >= TUNE_K
-        parameters = self.plain if usual else self._parameters(k, None if among is None else among.selector)
+        parameters = self.plain if among is None and k >= TUNE_K else self._parameters(k, among)
         similarity, position = self.index.search(queries, k, params=parameters)
         short = (position < 0).any(axis=1)
         if short.any():
@@ -200,11 +202,44 @@ class VectorIndex:
             gathered.add_sa_codes(np.ascontiguousarray(codes[positions]))
         return Subset(positions, bits, faiss.IDSelectorBitmap(bits), gathered)
 
-    def _parameters(self, k: int, selector: Any) -> Any:
+    def tuned(self, among: Subset) -> Subset:
+        """The same positions, searched approximately if that was measured to keep the recall and to be faster.
+
+        Lists and graphs are laid out for all vectors. How far one has to look among them for those of one camera or
+        day differs from filter to filter, so it is measured: a few queries from inside and outside the subset.
+        """
+        if self.tuning is None or among.gathered is not None or len(among) <= TUNE_K:
+            return among
+        rng = np.random.default_rng(2)
+        inside = rng.choice(among.positions, SUBSET_QUERIES)
+        anywhere = rng.choice(len(self), SUBSET_QUERIES)
+        stored = self.store.reconstruct_batch(np.concatenate([inside, anywhere]))
+        queries = np.concatenate([stored, stored + stored[rng.permutation(len(stored))]])
+        queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+        began = time.perf_counter()
+        truth = self.exact(queries, TUNE_K, among)[0]
+        exact_ms = (time.perf_counter() - began) * 1000 / len(queries)
+        chosen = self.tuning.chosen
+        target, most = min(chosen.recall, SUBSET_RECALL), _most_effort(self.index)
+        for effort in (each for each in EFFORTS if chosen.effort <= each <= most):
+            began = time.perf_counter()
+            parameters = _parameters(self.index, effort, chosen.k_factor, among.selector)
+            found = self.index.search(queries, TUNE_K, params=parameters)[0]
+            ms = (time.perf_counter() - began) * 1000 / len(queries)
+            if ms >= exact_ms:
+                break
+            each = recall(found, truth)
+            worst = float(min(part.mean() for part in np.split(each, 4)))
+            if worst >= target:
+                return replace(among, point=Operating(effort, chosen.k_factor, worst, ms))
+        return among
+
+    def _parameters(self, k: int, among: Subset | None) -> Any:
         """As tuned; for fewer than `TUNE_K` hits as many candidates are refined as for those."""
         assert self.tuning is not None
-        point = self.tuning.chosen
-        return _parameters(self.index, point.effort, point.k_factor * max(1, -(-TUNE_K // k)), selector)
+        point = self.tuning.chosen if among is None or among.point is None else among.point
+        k_factor = point.k_factor * max(1, -(-TUNE_K // k))
+        return _parameters(self.index, point.effort, k_factor, None if among is None else among.selector)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +250,7 @@ class Subset:
     bits: Any = field(repr=False)  # kept because FAISS only points to it
     selector: Any = field(repr=False)
     gathered: Any = field(repr=False)  # an exact index of just these vectors, or None
+    point: Operating | None = None  # how to search the approximate index for them; None: exactly
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -315,8 +351,7 @@ def tune(index: Any, trial: Trial, target: float) -> Tuning:
     most = _most_effort(index)
     curve: list[Operating] = []
     for k_factor in (4, 16, 64):
-        effort = 1
-        while effort <= most:
+        for effort in (each for each in EFFORTS if each <= most):
             began = time.perf_counter()
             found = index.search(trial.queries, TUNE_K + 1, params=_parameters(index, effort, k_factor))
             ms = (time.perf_counter() - began) * 1000 / len(trial.queries)
@@ -325,7 +360,6 @@ def tune(index: Any, trial: Trial, target: float) -> Tuning:
             curve.append(Operating(effort, k_factor, worst, ms))
             if worst >= target or (effort > 64 and worst - curve[-2].recall < 1e-3):
                 break  # reached, or more effort no longer helps at this k_factor
-            effort *= 2
     reached = [point for point in curve if point.recall >= target]
     chosen = min(reached, key=lambda p: p.ms) if reached else max(curve, key=lambda p: p.recall)
     return Tuning(chosen, tuple(curve))

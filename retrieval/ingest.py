@@ -45,6 +45,7 @@ FACTS = 1  # raise it when `facts` learns to find more, so that files are read a
 RACY_NS = 2 * 10**9  # a file younger than this may be written again without its stamp showing it
 
 Look = Callable[[Sequence[str]], Mapping[str, Known]]
+Embedding = Callable[[Iterable[Item], Encoder, Look], "Generator[Batch]"]  # `embed`, and others that give the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +70,19 @@ class Batch:
     def files(self) -> int:
         return len(self.seen)
 
+    def take(self, other: Batch) -> None:
+        """Adds what became of other files."""
+        self.rows += other.rows
+        self.unchanged += other.unchanged
+        self.restamped |= other.restamped
+        self.rejected += other.rejected
+        self.seen += other.seen
+
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
+class Loaded:
+    """An image that has been read."""
+
     row: Row  # without its vector
     prepared: Any = None  # what the encoder takes; None: the stored vector is still right
     unchanged: bool = False
@@ -91,30 +102,31 @@ def embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Bat
 
 
 def _embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Batch]:
-    remaining = _looked_up(items, known)
-    waiting: deque[tuple[Item, Future[_Loaded] | None]] = deque()
+    remaining = looked_up(items, known)
+    waiting: deque[tuple[Item, Future[Loaded] | None]] = deque()
     loader = _Loader(encoder)
     with closing(loader):
-        batch, loaded, ready, began = Batch(), list[_Loaded](), 0, time.monotonic()
+        batch, loaded, ready, began = Batch(), list[Loaded](), 0, time.monotonic()
         while True:
             for item, stored in islice(remaining, BATCH - len(waiting)):
-                waiting.append((item, None if _is_same(item, stored) else loader.submit(item, stored)))
+                waiting.append((item, None if is_same(item, stored) else loader.submit(item, stored)))
             if not waiting:
                 break
             item, future = waiting.popleft()
-            ready += _receive(item, future, batch, loaded)
+            outcome = None if future is None else attempt(item, future.result)
+            ready += receive(item.uri, outcome, batch, loaded)
             if ready == BATCH or batch.files >= HAND_ON:
-                _encode(loaded, loader, batch)
+                encode(loaded, loader.encode, batch)
                 loaded, ready = [], 0
                 if batch.files >= HAND_ON or time.monotonic() - began > HAND_ON_SECONDS:
                     yield batch
                     batch, began = Batch(), time.monotonic()
         if batch.files:
-            _encode(loaded, loader, batch)
+            encode(loaded, loader.encode, batch)
             yield batch
 
 
-def _looked_up(items: Iterable[Item], known: Look) -> Iterator[tuple[Item, Known | None]]:
+def looked_up(items: Iterable[Item], known: Look) -> Iterator[tuple[Item, Known | None]]:
     """Each item with what the archive holds of it, asked for in large pieces because an archive may hold millions."""
     remaining = iter(items)
     while piece := list(islice(remaining, LOOK_UP)):
@@ -123,36 +135,80 @@ def _looked_up(items: Iterable[Item], known: Look) -> Iterator[tuple[Item, Known
         yield from ((item, found.get(key)) for item, key in zip(piece, ids, strict=True))
 
 
-def _receive(item: Item, future: Future[_Loaded] | None, batch: Batch, loaded: list[_Loaded]) -> bool:
-    """Notes what became of an item; whether it waits to be encoded."""
-    batch.seen.append(item.uri)
-    if future is None:
-        batch.unchanged += 1
-        return False
+def attempt(item: Item, load: Callable[[], Loaded]) -> Loaded | Rejected:
+    """What `load` gives for an item, or why it cannot be embedded."""
     try:
-        one = future.result()
+        return load()
     except (FovealError, OSError) as error:
-        batch.rejected.append(Rejected(item.uri, clean(str(error))))
+        return Rejected(item.uri, clean(str(error)))
+
+
+def receive(uri: str, outcome: Loaded | Rejected | None, batch: Batch, loaded: list[Loaded]) -> bool:
+    """Notes what became of an item, None being unchanged and not even read; whether it waits in `loaded`, prepared."""
+    batch.seen.append(uri)
+    if isinstance(outcome, Rejected):
+        batch.rejected.append(outcome)
         return False
-    if one.unchanged:
+    if outcome is None or outcome.unchanged:
         batch.unchanged += 1
-        if one.row.stamp:
-            batch.restamped[one.row.id] = one.row.stamp
+        if outcome is not None and outcome.row.stamp:
+            batch.restamped[outcome.row.id] = outcome.row.stamp
         return False
-    loaded.append(one)
-    return one.prepared is not None
+    loaded.append(outcome)
+    return outcome.prepared is not None
 
 
-def _encode(loaded: Sequence[_Loaded], loader: _Loader, batch: Batch) -> None:
-    """Adds to `batch.rows`, encoding what is prepared in one call."""
+def encode(loaded: Sequence[Loaded], call: Callable[[Sequence[Any]], FloatArray], batch: Batch) -> None:
+    """Adds to `batch.rows`, encoding what is prepared in one `call` of the encoder."""
     prepared = [one.prepared for one in loaded if one.prepared is not None]
-    vectors = iter(loader.encode(prepared) if prepared else ())
+    vectors = iter(call(prepared) if prepared else ())
     for one in loaded:
         vector = None if one.prepared is None else next(vectors)
         if vector is not None and not np.isfinite(vector).all():
             batch.rejected.append(Rejected(one.row.uri, "the encoder's vector for it is not finite"))
         else:
             batch.rows.append(replace(one.row, vector=vector))
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Turns items into rows and the encoder's inputs; other processes may be sent one."""
+
+    side: int  # shorter side below which a large JPEG is not shrunk, pixels
+    prepare: Callable[[Image], Any]
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Reader:
+        prepare = encoder.prepare_image if isinstance(encoder, PreparingEncoder) else _as_it_is
+        return cls(decode_side(encoder), prepare)
+
+    def load(self, item: Item, known: Known | None) -> Loaded:
+        """Reads the bytes once, so that hash, facts and pixels are all of the same; raises what `attempt` catches."""
+        return self.look(item, item.read(), known)
+
+    def look(self, item: Item, data: bytes, known: Known | None) -> Loaded:
+        """`load` of bytes that have been read."""
+        try:
+            return self._look(item, data, known)
+        except BadImage as error:
+            name = PurePosixPath(item.uri).name
+            raise BadImage(str(error).replace(f"image of {len(data)} bytes", name, 1), remedy=error.remedy) from error
+        except MemoryError as error:
+            raise BadImage(f"{item.uri} does not fit into memory") from error
+
+    def _look(self, item: Item, data: bytes, known: Known | None) -> Loaded:
+        digest = hashlib.sha256(data).hexdigest()
+        width, height = size(data)
+        metadata = camera_facts(data) | dict(item.metadata)
+        row = Row(
+            identity(item.uri), item.uri, digest, width, height, metadata, None, stamp=_stamp(item), bytes=len(data)
+        )
+        if known is not None and known.content_hash == digest:
+            return Loaded(row, unchanged=known.metadata == canonical(metadata))
+        image = decode(data, min_side=self.side)
+        small = thumbnail(image)
+        row = replace(row, phash=perceptual_hash(small), thumbnail=as_jpeg(small))
+        return Loaded(row, self.prepare(image))
 
 
 class _Loader:
@@ -164,57 +220,37 @@ class _Loader:
     def __init__(self, encoder: Encoder) -> None:
         threads = max(READERS, usable_cores())
         self._cores = BoundedSemaphore(usable_cores())
-        self._side = decode_side(encoder)
+        self._reader = Reader.of(encoder)
+        self.encode = encoding(encoder)
         if isinstance(encoder, PreparingEncoder):
             from foveal.cores import soloists  # it imports PyTorch, which such an encoder has done
 
             self._pool = soloists(threads, "decode")
-            self._prepare: Callable[[Image], Any] = encoder.prepare_image
-            self.encode: Callable[[Sequence[Any]], FloatArray] = encoder.encode_prepared
         else:
             self._pool = ThreadPoolExecutor(threads, "decode")
-            self._prepare, self.encode = _as_it_is, encoder.encode_images
 
-    def submit(self, item: Item, known: Known | None) -> Future[_Loaded]:
+    def submit(self, item: Item, known: Known | None) -> Future[Loaded]:
         return self._pool.submit(self._load, item, known)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _load(self, item: Item, known: Known | None) -> _Loaded:
-        """Reads the bytes once, so that hash, facts and pixels are all of the same."""
+    def _load(self, item: Item, known: Known | None) -> Loaded:
         data = item.read()
         with self._cores:
-            try:
-                return self._look(item, data, known)
-            except BadImage as error:
-                name = PurePosixPath(item.uri).name
-                raise BadImage(
-                    str(error).replace(f"image of {len(data)} bytes", name, 1), remedy=error.remedy
-                ) from error
-            except MemoryError as error:
-                raise BadImage(f"{item.uri} does not fit into memory") from error
+            return self._reader.look(item, data, known)
 
-    def _look(self, item: Item, data: bytes, known: Known | None) -> _Loaded:
-        digest = hashlib.sha256(data).hexdigest()
-        width, height = size(data)
-        metadata = camera_facts(data) | dict(item.metadata)
-        row = Row(
-            identity(item.uri), item.uri, digest, width, height, metadata, None, stamp=_stamp(item), bytes=len(data)
-        )
-        if known is not None and known.content_hash == digest:
-            return _Loaded(row, unchanged=known.metadata == canonical(metadata))
-        image = decode(data, min_side=self._side)
-        small = thumbnail(image)
-        row = replace(row, phash=perceptual_hash(small), thumbnail=as_jpeg(small))
-        return _Loaded(row, self._prepare(image))
+
+def encoding(encoder: Encoder) -> Callable[[Sequence[Any]], FloatArray]:
+    """What turns the inputs that a `Reader` prepares into vectors."""
+    return encoder.encode_prepared if isinstance(encoder, PreparingEncoder) else encoder.encode_images
 
 
 def _as_it_is(image: Image) -> Image:
     return image
 
 
-def _is_same(item: Item, known: Known | None) -> bool:
+def is_same(item: Item, known: Known | None) -> bool:
     """Whether stamp and metadata say that nothing has changed, so that the bytes need not be read."""
     return known is not None and item.stamp is not None and known.stamp == _seal(item)
 

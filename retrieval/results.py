@@ -16,7 +16,7 @@ class Contribution:
     amount: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make making one three times as slow, and a search makes many
 class Hit:
     """One image found."""
 

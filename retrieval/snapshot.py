@@ -113,15 +113,22 @@ class Snapshot:
             chosen.append(part.index.subset(positions[here], gather=True))
         return tuple(chosen)
 
+    def tuned(self, chosen: Sequence[Subset]) -> tuple[Subset, ...]:
+        """What `select` gave, with what `VectorIndex.tuned` measures."""
+        return tuple(part.index.tuned(among) for part, among in zip(self.parts, chosen, strict=True))
+
     def nearest(self, queries: FloatArray, k: int, allowed: Sequence[Subset] | None = None) -> Found:
-        """Best k rows of `queries` (Q, D); exact where only the `allowed` may be returned.
+        """Best k rows of `queries` (Q, D) among the `allowed`, which are searched exactly unless they say how else.
 
         A filter that goes with the vectors (one camera, one class) starves IVF and HNSW: see docs/decisions/0004.
         """
         if allowed is None:
             found = [part.index.search(queries, k, part.alive) for part in self.parts]
         else:
-            found = [part.index.exact(queries, k, among) for part, among in zip(self.parts, allowed, strict=True)]
+            found = [
+                part.index.exact(queries, k, among) if among.point is None else part.index.search(queries, k, among)
+                for part, among in zip(self.parts, allowed, strict=True)
+            ]
         if len(found) == 1:
             return Found(found[0][0], np.zeros(found[0][1].shape, np.int64), found[0][1])
         if not found:
@@ -131,7 +138,8 @@ class Snapshot:
         position = np.concatenate([pair[1] for pair in found], axis=1)
         part = np.repeat(np.arange(len(found)), [pair[1].shape[1] for pair in found])[None].repeat(len(queries), axis=0)
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        return Found(*(np.take_along_axis(each, order, axis=1) for each in (similarity, part, position)))
+        part, position = np.take_along_axis(part, order, axis=1), np.take_along_axis(position, order, axis=1)
+        return Found(np.take_along_axis(similarity, order, axis=1), part, position)
 
     def told(self, found: Found) -> list[Any]:
         """[id, URI, metadata] of each row found, query after query, best first."""

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import quote, unquote_to_bytes
@@ -53,17 +54,17 @@ class Blob:
     @classmethod
     def local(cls, path: str) -> Blob:
         """The local file at `path`."""
-
-        def read(start: int, length: int) -> bytes:
-            with open(path, "rb") as stream:
-                stream.seek(start)
-                return stream.read(length)
-
-        return cls(local_uri(path), stamp_of(path), lambda: open(path, "rb"), read)
+        return cls(local_uri(path), stamp_of(path), partial(open, path, "rb"), partial(_read_part, path))
 
     def member(self, name: str) -> str:
         """The URI of what is called `name` inside."""
         return f"{self.uri}!/{name if is_unicode(name) else quote(os.fsencode(name))}"
+
+
+def _read_part(path: str, start: int, length: int) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(start)
+        return stream.read(length)
 
 
 class Origin(Protocol):

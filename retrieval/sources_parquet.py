@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as _pyarrow
@@ -50,6 +50,9 @@ class Parquet:
         self.total: int | None = self._file.metadata.num_rows
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[..., Parquet], tuple[Blob, Callable[[str], Item]]]:
+        return _reopened, (self._blob, self._locate)  # in another process
 
     def items(self) -> Iterator[Item]:
         first = 0
@@ -106,6 +109,20 @@ class Parquet:
                     self._groups.popitem(last=False)
             self._groups.move_to_end(group)
             return self._groups[group]
+
+
+@lru_cache(2)
+def _place(uri: str, stamp: str | None) -> list[Parquet]:
+    """Where the file of that name and state is kept once it is open."""
+    return []
+
+
+def _reopened(blob: Blob, locate: Callable[[str], Item]) -> Parquet:
+    """The file, opened once for all the rows of it that come to this process."""
+    place = _place(blob.uri, blob.stamp)
+    if not place:
+        place.append(Parquet(blob, locate))
+    return place[0]
 
 
 def _fail(error: FovealError) -> bytes:

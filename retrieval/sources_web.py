@@ -43,6 +43,9 @@ class Web:
     allow: Collection[str]
     public: Callable[[str], bool] = field(default=is_public)  # tests serve from 127.0.0.1
 
+    def __getstate__(self) -> dict[str, object]:
+        return {"allow": self.allow, "public": self.public}  # another process makes connections of its own
+
     def check(self, url: str) -> httpx.URL:
         """The parsed URL.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import math
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import IntegrityError
+from retrieval.columns import RESERVED, fit, kind, misfit_notes, promote
 from retrieval.filters import parse
 
 lance: Any = _lance  # neither library is typed throughout
@@ -31,15 +31,9 @@ HalfArray = npt.NDArray[np.float16]
 T = TypeVar("T")
 Value = str | int | float
 
-RESERVED = (
-    "id", "seq", "uri", "content_hash", "stamp", "width", "height", "bytes", "phash", "thumbnail", "metadata", "vector",
-    "fingerprint",
-)  # fmt: skip
 HIDDEN = ("seq", "stamp", "phash", "thumbnail", "metadata", "vector", "fingerprint")  # not for filters
-TIMES = "_at"  # columns named so hold times, as `taken_at` does: see retrieval/facts.py
 LOOK_UP = 1024  # ids a statement
 DELETE_AT_ONCE = 10_000  # ids a commit
-MAX_PROMOTED = 256  # metadata keys that become filterable columns; further ones stay in the JSON
 SEQ_STRIDE = 1 << 24  # a row's seq is version * SEQ_STRIDE + position, so no seq is ever handed out twice
 COMPACT_ABOVE = 8  # fragments
 
@@ -127,7 +121,7 @@ class Table:
     @property
     def columns(self) -> dict[str, str]:
         """Filterable columns -> "number", "text" or "time"; promoted metadata and the plain fields of a row."""
-        return {f.name: _kind(f) for f in self._dataset.schema if f.name not in HIDDEN}
+        return {f.name: kind(f.name, pa.types.is_string(f.type)) for f in self._dataset.schema if f.name not in HIDDEN}
 
     def schema(self, columns: Sequence[str]) -> Any:
         """The Arrow schema of the named columns."""
@@ -223,27 +217,11 @@ class Table:
 
     def _promote(self, metadata: Sequence[Mapping[str, Value]]) -> tuple[dict[str, str], list[str]]:
         """Metadata key -> column, adding the columns that are missing."""
-        taken = {name.casefold(): name for name in self._dataset.schema.names if name not in RESERVED}
-        names: dict[str, str] = {}
-        new: dict[str, Any] = {}
-        left_out: set[str] = set()
-        for record in metadata:
-            for key, value in record.items():
-                if key in names or key in left_out:
-                    continue
-                column = column_name(key)
-                existing = taken.get(column.casefold())
-                if existing is None and len(taken) >= MAX_PROMOTED:
-                    left_out.add(key)
-                    continue
-                if existing is None:
-                    existing = taken[column.casefold()] = column
-                    new[column] = pa.field(column, pa.string() if isinstance(value, str) else pa.float64())
-                names[key] = existing
-        if new:
-            self._dataset.add_columns(pa.schema(list(new.values())))
-        notes = [f"{key}: kept, but not filterable ({MAX_PROMOTED} columns are the limit)" for key in sorted(left_out)]
-        return names, notes
+        found = promote(metadata, [name for name in self._dataset.schema.names if name not in RESERVED])
+        if found.new:
+            types = {name: pa.float64() if of == "number" else pa.string() for name, of in found.new.items()}
+            self._dataset.add_columns(pa.schema(list(types.items())))
+        return found.names, found.notes
 
     def _as_arrow(self, rows: Sequence[Row], names: Mapping[str, str], fingerprint: str) -> tuple[Any, list[str]]:
         schema = self._dataset.schema
@@ -255,7 +233,7 @@ class Table:
                 column = names.get(key)
                 if column is None:
                     continue
-                fitted = _fit(value, pa.types.is_string(schema.field(column).type))
+                fitted = fit(value, pa.types.is_string(schema.field(column).type))
                 columns[column][position] = fitted
                 if fitted is None:
                     misfits[column] = misfits.get(column, 0) + 1
@@ -279,7 +257,7 @@ class Table:
             **columns,
         }
         table = pa.table([pa.array(arrays[f.name], type=f.type) for f in schema], schema=schema)
-        return table, [f"{column}: {n} values are not numbers like the others" for column, n in misfits.items()]
+        return table, misfit_notes(misfits)
 
     def _kept(self, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         """What is stored of the rows that come without a vector, by id."""
@@ -287,32 +265,9 @@ class Table:
         return self.find(ids, ["vector", "phash", "thumbnail"]) if ids else {}
 
 
-def column_name(key: str) -> str:
-    """The column that metadata key `key` is promoted to: word characters only, never a reserved name."""
-    name = re.sub(r"\W", "_", key.strip()) or "_"
-    if name.casefold() in RESERVED or name.casefold().startswith("_row"):
-        return f"meta_{name.lstrip('_')}"
-    return f"_{name}" if name[0].isdigit() else name
-
-
-def _kind(field: Any) -> str:
-    if not pa.types.is_string(field.type):
-        return "number"
-    return "time" if field.name.endswith(TIMES) else "text"
-
-
 def canonical(metadata: Mapping[str, Value]) -> str:
     """Metadata as JSON with sorted keys, so that equal metadata are equal strings."""
     return json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False)
-
-
-def _fit(value: Value, text: bool) -> str | float | None:
-    if text:
-        return str(value)
-    if isinstance(value, str):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def _among(ids: Iterable[str]) -> str:

@@ -15,17 +15,13 @@ import uuid
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from filelock import FileLock, Timeout
 
 from foveal.detections import IntArray
 from retrieval.index import contained
 from retrieval.snapshot import Snapshot
-
-pa: Any = _pyarrow
 
 FORMAT = 1
 MAX_TERMS = 32

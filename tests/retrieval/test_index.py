@@ -77,6 +77,21 @@ def test_an_approximate_index_says_what_was_measured(index: VectorIndex) -> None
     assert index.kind.endswith("Refine(SQfp16)")
 
 
+def test_a_subset_is_searched_approximately_only_where_that_was_measured_to_keep_the_recall() -> None:
+    vectors = clustered(30_000, dimension=64, clusters=50)
+    index = VectorIndex.build(Vectors.of(vectors), IndexSettings(recall_target=0.97))
+    queries = clustered(40, dimension=64, clusters=50, seed=4)
+    for keep in (vectors[:, 0] > 0.0, np.arange(30_000) % 2 == 0, np.arange(30_000) < 5):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("retrieval.index.GATHER_BYTES", 0)  # which would make it exact and fast
+            among = index.tuned(index.subset(np.flatnonzero(keep), gather=True))
+        found, position = index.search(queries, 10, among) if among.point else index.exact(queries, 10, among)
+        assert keep[position].all()
+        best = -np.sort(-(queries @ vectors[keep].T), axis=1)[:, : found.shape[1]]
+        assert recall(found, best - 1e-3).mean() >= 0.9
+    assert index.tuned(index.subset(np.arange(5), gather=False)).point is None
+
+
 def test_memory_decides_which_kinds_are_tried_and_none_fits_nothing() -> None:
     assert fitting(10**6, 512, None) == list(RECIPES)
     assert fitting(10**6, 512, 100) == ["IVF-RaBitQ"]

@@ -160,6 +160,8 @@ def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
     archive = Archive.create(tmp_path / "archive", ENCODER)
     archive.add(images[0].parent, ENCODER)
     hits = archive.search(SearchQuery(image=images[3], k=12), ENCODER)
+    found = archive.search(SearchQuery(text="red", words="0003", k=12), ENCODER)  # which indexes the texts too
+    assert "0003" in found[[hit.uri for hit in found].index(str(images[3]))].keywords
     archive.delete([hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")])
 
     def traces(word: str) -> list[Path]:
