@@ -188,7 +188,7 @@ class ArchiveEngine(Engine):
         return [[int(hit.uri[6:]) for hit in hits] for hits in found]
 
     def extra(self) -> dict[str, Any]:
-        """Seconds from when another process is told that 1,000 images are added, or deleted, until a search shows it."""
+        """Seconds from when another process has added 1,000 images, or deleted them, until a search here shows it."""
         report: dict[str, Any] = {}
         command = [sys.executable, __file__, "--case", "change", "archive", str(self.folder)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -15,6 +15,7 @@ from foveal.progress import Progress
 from retrieval.checksums import Checksums
 from retrieval.index import contained
 from retrieval.segments import Segment, SegmentStore
+from retrieval.sources_item import local_path, outer
 from retrieval.table import Table
 
 UNIT_TOLERANCE = 2e-3  # of a vector's length once it has been rounded to fp16
@@ -148,16 +149,16 @@ def _missing_files(table: Table) -> list[str]:
         uri
         for batch in table.scan(["uri"])
         for uri in batch["uri"].to_pylist()
-        if "://" not in uri and not _exists(uri)
+        if (path := local_path(outer(uri))) is not None and not _exists(path)
     ]
     if not missing:
         return []
     return [f"{len(missing)} image files are gone, e.g. {', '.join(missing[:NAMED])}"]
 
 
-def _exists(uri: str) -> bool:
+def _exists(path: Path) -> bool:
     try:
-        return Path(uri).exists()
+        return path.exists()
     except OSError:
         return False
 

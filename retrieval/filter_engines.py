@@ -14,7 +14,14 @@ Value = str | int | float
 Literal = str | float  # what a condition compares with: text, also that of a time, or a number
 
 KEYWORDS = ("AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "IS", "NULL")
-MILVUS_FIELDS = ("id", "uri", "content_hash", "width", "height", "bytes")  # never missing; every other column is a key of `meta`
+MILVUS_FIELDS = (
+    "id",
+    "uri",
+    "content_hash",
+    "width",
+    "height",
+    "bytes",
+)  # never missing; every other column is a key of `meta`
 TAGS_OF = ";"  # behind a column's name: the key of `meta` that lists the tags of its text
 
 

@@ -87,7 +87,8 @@ class MilvusArchive:
         records = Records(rows)
         settings = records.settings() if rows.exists() else None
         if settings is None:
-            raise BadInput(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {uri}")
+            shown = str(uri).partition("?")[0]  # without the token
+            raise BadInput(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
         return cls(place, rows, records, settings)
 
     @property

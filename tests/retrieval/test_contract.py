@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tarfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FingerprintMismatch, UnknownName
 from retrieval.filters import parse
+from retrieval.milvus_server import Place
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.stores import AnyArchive, create_archive, open_archive
 from tests.retrieval.pixels import PixelEncoder, write_images
@@ -364,6 +366,15 @@ def test_check_counts_what_is_there(archive: AnyArchive) -> None:
     assert (report.ok, report.images, report.problems) == (True, 48, [])
 
 
+def test_images_inside_a_tar_are_there_for_check(uri: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        for path in write_images(tmp_path / "images", 2):
+            tar.add(path, path.name)
+    archive = create_archive(uri, ENCODER)
+    assert archive.add(tmp_path / "shard.tar", ENCODER).added == 2
+    assert archive.check().problems == []
+
+
 @pytest.mark.parametrize("uri", [pytest.param("milvus", marks=needs_milvus)], indirect=True)
 @pytest.mark.parametrize(
     ("asked", "name"),
@@ -394,6 +405,14 @@ def test_check_of_milvus_finds_crooked_vectors(archive: AnyArchive) -> None:
     report = archive.check()
     assert not report.ok
     assert hit.id in report.problems[0]
+
+
+def test_a_token_is_taken_from_the_uri_or_the_environment_and_never_shown() -> None:
+    place = Place.parse("milvus+tls://host/base/images?token=s3cret", {"MILVUS_TOKEN": "other"})
+    assert (place.server, place.database, place.collection, place.token) == ("https://host", "base", "images", "s3cret")
+    assert "s3cret" not in f"{place} {place!r}"
+    assert Place.parse("milvus://host:19530/images", {"MILVUS_TOKEN": "other"}).token == "other"
+    assert Place.parse("milvus:runs/lite.db/images", {}).server == "runs/lite.db"
 
 
 @pytest.mark.parametrize(
