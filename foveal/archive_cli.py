@@ -15,11 +15,13 @@ from foveal.printing import Json, emit, emit_rows
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.archive import AddReport, Archive
+    from retrieval.stores import AnyArchive
 
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
 
 
 ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
+ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow-host", metavar="HOST", help="Host that may be fetched from; repeatable.")
 ]
@@ -31,12 +33,17 @@ def archive_add(
         list[str],
         typer.Argument(metavar="SOURCE...", help="Folders, files, globs, .tar, .parquet, s3://, https://, hf:NAME."),
     ],
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive; made when new.")],
+    archive: Annotated[
+        str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME; made when new.")
+    ],
     encoder: Annotated[str | None, typer.Option(metavar="REF", help="Encoder of a new archive.")] = None,
     sync: Annotated[bool, typer.Option("--sync", help="Remove images that the sources no longer have.")] = False,
     watch: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.1, help="Follow one folder, looking this often.")
     ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Read and embed on a Ray cluster (RAY_ADDRESS, or this machine).")
+    ] = False,
     allow_host: Allow = None,
     recall: Annotated[
         float | None, typer.Option(min=0.5, max=1, help="recall@10 that a new archive's index must keep.")
@@ -54,12 +61,15 @@ def archive_add(
     from foveal.models import load_encoder
     from retrieval.archive import Archive
     from retrieval.index import IndexSettings
+    from retrieval.ingest import embed
+    from retrieval.ray_job import RayJob
     from retrieval.sources import Sources
+    from retrieval.stores import create_archive, find_archive
 
-    if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir()):
-        raise BadInput("--watch follows one folder", expected="one folder", received=", ".join(sources))
-    if (archive / "archive.json").is_file():
-        opened = Archive.open(archive)
+    if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir() or ray):
+        raise BadInput("--watch follows one folder, without --ray", expected="one folder", received=", ".join(sources))
+    opened = find_archive(archive)
+    if opened is not None:
         model = load_encoder(encoder or opened.encoder)
         if recall is not None or memory is not None:
             raise BadInput(f"{archive} exists: its index is settled", remedy="Leave --recall and --memory out.")
@@ -70,12 +80,16 @@ def archive_add(
         model = load_encoder(reference)
         settings = IndexSettings(memory_mb=None if memory is None else _megabytes(memory))
         settings = settings if recall is None else replace(settings, recall_target=recall)
-        opened = Archive.create(archive, model, reference=reference, index=settings)
+        chosen = None if recall is None and memory is None else settings
+        opened = create_archive(archive, model, reference=reference, index=chosen)
     if watch is not None:
+        if not isinstance(opened, Archive):
+            raise BadInput("--watch needs an archive in a folder", received=archive)
         _follow(opened, Path(sources[0]), model, watch, json_)
         return
-    report = opened.add(sources, model, live_progress(), sync=sync, allow=allow_host or ())
-    _told(opened, report, json_)
+    through = RayJob.of(encoder or opened.encoder) if ray else embed
+    report = opened.add(sources, model, live_progress(), sync=sync, allow=allow_host or (), through=through)
+    _told(archive, opened, report, json_)
 
 
 def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, json_: bool) -> None:
@@ -88,13 +102,13 @@ def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, json
     for number in (signal.SIGINT, signal.SIGTERM):  # finish what is under way, then go
         signal.signal(number, lambda *_: stop.set())
     for report in follow(archive, folder, model, seconds, stop, live_progress()):
-        _told(archive, report, json_)
+        _told(str(archive.path), archive, report, json_)
 
 
-def _told(archive: Archive, report: AddReport, json_: bool) -> None:
+def _told(name: str, archive: AnyArchive, report: AddReport, json_: bool) -> None:
     emit(
         {
-            "archive": str(archive.path),
+            "archive": name,
             "encoder": archive.encoder,
             "added": report.added,
             "updated": report.updated,
@@ -122,7 +136,7 @@ def _megabytes(size: str) -> float:
 
 @archive_app.command("search")
 def archive_search(
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
+    archive: ArchiveUri,
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
@@ -137,10 +151,10 @@ def archive_search(
     Example: foveal archive search --archive runs/archive --text "a rusty valve" --filter "light = 'dim light'" -k 5
     """
     from foveal.models import load_encoder
-    from retrieval.archive import Archive
     from retrieval.query import SearchQuery
+    from retrieval.stores import open_archive
 
-    opened = Archive.open(archive)
+    opened = open_archive(archive)
     query = SearchQuery(text=text, image=image, negative=negative, filter=filter, k=k)
     hits = opened.search(query, load_encoder(opened.encoder))
     rows = [{"similarity": round(h.similarity, 4), "id": h.id, "uri": h.uri, **h.metadata} for h in hits]
@@ -152,7 +166,7 @@ def archive_search(
 
 @archive_app.command("check")
 def archive_check(
-    archive: Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")],
+    archive: ArchiveUri,
     repair: Annotated[bool, typer.Option(help="Rebuild what is derived where it is wrong.")] = True,
     json_: Json = False,
 ) -> None:
@@ -160,28 +174,28 @@ def archive_check(
 
     Example: foveal archive check --archive runs/archive
     """
-    from retrieval.archive import Archive
+    from retrieval.stores import open_archive
 
-    report = Archive.open(archive).check(live_progress(), repair=repair)
+    report = open_archive(archive).check(live_progress(), repair=repair)
     emit(asdict(report), json_)
     if not report.ok:
         raise typer.Exit(1)
 
 
 @archive_app.command("info")
-def archive_info(archive: ArchiveDir, json_: Json = False) -> None:
+def archive_info(archive: ArchiveUri, json_: Json = False) -> None:
     """Say what an archive holds, how it is indexed, and what tuning measured.
 
     Example: foveal archive info --archive runs/archive
     """
-    from retrieval.archive import Archive
+    from retrieval.stores import open_archive
 
-    emit(Archive.open(archive).stats(), json_)
+    emit(open_archive(archive).stats(), json_)
 
 
 @archive_app.command("delete")
 def archive_delete(
-    archive: ArchiveDir,
+    archive: ArchiveUri,
     ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="Ids of images.")] = None,
     from_: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="File with an id a line.")] = None,
     filter: Annotated[str | None, typer.Option(metavar="EXPR", help="Every image that this keeps.")] = None,
@@ -193,9 +207,9 @@ def archive_delete(
     Example: foveal archive delete --archive runs/archive --filter "camera = 'cam-11'" --yes
     """
     from foveal.errors import BadInput
-    from retrieval.archive import Archive
+    from retrieval.stores import open_archive
 
-    opened = Archive.open(archive)
+    opened = open_archive(archive)
     if sum(given is not None for given in (ids or None, from_, filter)) != 1:
         raise BadInput("what shall be deleted?", expected="ids, --from FILE or --filter EXPR, one of them")
     if from_ is not None:

@@ -36,6 +36,7 @@ from retrieval.milvus_search import Searcher
 from retrieval.milvus_server import Collection, Place, connect
 from retrieval.query import EncodedQuery, SearchQuery
 from retrieval.results import Hit, Results
+from retrieval.settings import NoArchive
 from retrieval.sources import Source, Sources
 from retrieval.table import Known, Row, Value
 
@@ -88,7 +89,7 @@ class MilvusArchive:
         settings = records.settings() if rows.exists() else None
         if settings is None:
             shown = str(uri).partition("?")[0]  # without the token
-            raise BadInput(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
+            raise NoArchive(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
         return cls(place, rows, records, settings)
 
     @property

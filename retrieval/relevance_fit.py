@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from retrieval.snapshot import Snapshot
 Array = npt.NDArray[np.float64]
 
 ROWS = 5_000  # images that phrases are taken from and asked of
-PHRASES = 240  # asked, the most frequent
+PHRASES = 150  # asked, the most frequent
 LEAST_PHRASES = 12  # below which the prior stands
 LEAST_IMAGES = 4  # that a phrase is said of ...
 MOST_SHARE = 0.5  # ... and share of the images; more say nothing
@@ -55,7 +55,11 @@ NOWHERE = (  # invented words, which no image shows
     "the grilph at night", "a close view of a vantrop", "kestwine in the morning", "a crowd of ulmits",
 )  # fmt: skip
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
-_BREAK = re.compile(r"[^\w\s'-]|\b(?:a|an|and|are|at|by|for|from|in|is|it|of|on|or|the|there|to|with)\b", re.IGNORECASE)
+_BREAK = re.compile(
+    r"[^\w\s'-]|\b(?:a|an|and|are|at|by|for|from|has|in|into|is|it|its|of|on|onto|or|that|the|there|this|to|with|above|below|"
+    r"behind|beside|between|front|left|near|next|over|right|under)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +111,11 @@ def fit(
 
 def phrases(texts: Sequence[str], most: int = PHRASES) -> dict[str, BoolArray]:
     """The most frequent phrases of up to three words in the texts of N images -> which images (N,) they are said of."""
+    spoken = [set(_said(text)) for text in texts]
+    known = set[str]().union(*spoken)
     said: defaultdict[str, list[int]] = defaultdict(list)
-    for number, text in enumerate(texts):
-        for phrase in set(_said(text)):
+    for number, mine in enumerate(spoken):
+        for phrase in {_singular(phrase, known) for phrase in mine}:
             said[phrase].append(number)
     usual = {
         phrase: places
@@ -157,7 +163,8 @@ def ask(
         similarity = vectors @ vector
         for answered in [True, False] * ROUNDS:
             pool = np.arange(len(vectors)) if answered else np.flatnonzero(~mask)
-            size = round(len(pool) * (min(1.0, SMALLEST / len(pool)) ** rng.uniform()))
+            # Half of them of all images, as most queries are, half of fewer, as with a filter.
+            size = round(len(pool) * min(1.0, SMALLEST / len(pool)) ** max(0.0, rng.uniform(-1, 1)))
             some = rng.choice(pool, size, replace=False)
             if answered and not mask[some].any():
                 continue
@@ -259,6 +266,14 @@ def _said(text: str) -> Iterable[str]:
         words = [word.lower() for word in _WORD.findall(piece)]
         for length in range(1, min(LONGEST, len(words)) + 1):
             yield " ".join(words[-length:])
+
+
+def _singular(phrase: str, known: Container[str]) -> str:
+    """`two red crates` were said to show a `red crate`; English only, and only where that is said elsewhere."""
+    for ending in ("es", "s"):
+        if phrase.endswith(ending) and (shorter := phrase.removesuffix(ending)) in known:
+            return shorter
+    return phrase
 
 
 def _sample(view: Snapshot) -> tuple[FloatArray, list[str]]:

@@ -15,6 +15,10 @@ FORMAT = 2
 FILE = "archive.json"
 
 
+class NoArchive(BadInput):
+    """Nothing is where an archive was looked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The encoder that an archive is bound to, and how it is indexed."""
@@ -43,7 +47,9 @@ class Settings:
         """
         file = folder / FILE
         if not file.is_file():
-            raise BadInput(f"no archive at {folder}", remedy=f"Build one: foveal archive add IMAGES --archive {folder}")
+            raise NoArchive(
+                f"no archive at {folder}", remedy=f"Build one: foveal archive add IMAGES --archive {folder}"
+            )
         try:
             data: dict[str, Any] = json.loads(file.read_text("utf-8"))
             version = data.pop("format")

@@ -21,6 +21,7 @@ from foveal.progress import Progress
 from retrieval.ingest import Embedding, embed
 from retrieval.query import EncodedQuery, SearchQuery
 from retrieval.results import Hit, Results
+from retrieval.settings import NoArchive
 
 if TYPE_CHECKING:
     from retrieval.archive import AddReport, Archive
@@ -136,6 +137,14 @@ def open_archive(uri: Path | str) -> AnyArchive:
         Unavailable: the engine's package is not installed, or its server does not answer.
     """
     return _engine(uri).open(uri)
+
+
+def find_archive(uri: Path | str) -> AnyArchive | None:
+    """`open_archive`, or None where there is no archive yet; raises as that otherwise."""
+    try:
+        return open_archive(uri)
+    except NoArchive:
+        return None
 
 
 def create_archive(

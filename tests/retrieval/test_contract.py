@@ -17,7 +17,7 @@ from foveal.errors import BadInput, FingerprintMismatch, UnknownName
 from retrieval.filters import parse
 from retrieval.milvus_server import Place
 from retrieval.query import Collapse, Part, SearchQuery
-from retrieval.stores import AnyArchive, create_archive, open_archive
+from retrieval.stores import AnyArchive, create_archive, find_archive, open_archive
 from tests.retrieval.pixels import PixelEncoder, write_images
 
 ENCODER = PixelEncoder()
@@ -359,6 +359,8 @@ def test_create_refuses_what_exists_and_open_what_does_not(archive: AnyArchive, 
         create_archive(uri, ENCODER)
     with pytest.raises(BadInput, match="foveal archive add"):
         open_archive(f"{uri}_none")
+    assert find_archive(f"{uri}_none") is None
+    assert find_archive(uri) is not None
 
 
 def test_check_counts_what_is_there(archive: AnyArchive) -> None:
