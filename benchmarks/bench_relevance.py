@@ -93,6 +93,7 @@ class Tally:
     absent: list[bool] = field(default_factory=list)  # whether each other query was refused
     probability: list[float] = field(default_factory=list)  # of the hits that were returned
     right: list[bool] = field(default_factory=list)
+    answerable: list[bool] = field(default_factory=list)  # whether anything answers the query of each hit
 
     def ask(self, archive: Archive, encoder: Encoder, text: str, shown: BoolArray | None) -> None:
         found = archive.search(SearchQuery(text=text, k=K), encoder)
@@ -103,16 +104,21 @@ class Tally:
         for hit in found:
             assert hit.probability is not None
             self.probability.append(hit.probability)
+            self.answerable.append(shown is not None)
             self.right.append(shown is not None and bool(shown[int(hit.metadata["scene"])]))
 
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
     def figures(self) -> dict[str, Any]:
-        p, y = np.array(self.probability), np.array(self.right)
+        p, y, answerable = (np.array(values) for values in (self.probability, self.right, self.answerable))
         near = (p >= 0.4) & (p < 0.6)
         over = p >= 0.5
         return {
             "present answered": _share(self.present),
             "absent refused": _share(self.absent),
             "right at 0.4-0.6": _share(y[near].tolist()),
+            "right at 0.4-0.6 where something answers": _share(y[near & answerable].tolist()),
             "right at >= 0.5": _share(y[over].tolist()),
             "hits": len(p),
             "ece": round(ece(p, y), 3) if len(p) else None,
@@ -162,6 +168,8 @@ def measure(site: Site, encoder: Encoder, captioned: bool, folder: Path) -> dict
             for colour in COLOURS:
                 shown = site.shown.get(f"{colour} {kind}")
                 tallies["coloured kinds"].ask(whole, encoder, _a(f"{colour} {kind}"), shown)
+    tallies["kinds and coloured kinds"] = tallies["kinds"] + tallies["coloured kinds"]
+    tallies["everything"] = tallies["kinds and coloured kinds"] + tallies["nowhere"]
     return {name: tally.figures() for name, tally in tallies.items()}
 
 
@@ -182,7 +190,9 @@ def write_prior(site: Site, encoder: Encoder) -> None:
     contrast = encoder.encode_texts(list(relevance_fit.CONTRAST))
     said = {_a(phrase): shown for phrase, shown in site.shown.items() if shown.sum() >= relevance_fit.LEAST_IMAGES}
     embedded = encoder.encode_texts(list(said))
-    nowhere = dict.fromkeys(relevance_fit.NOWHERE, np.zeros(len(site.vectors), dtype=bool))
+    nowhere = dict.fromkeys(
+        (*relevance_fit.NOWHERE, *relevance_fit.unsaid(said)), np.zeros(len(site.vectors), dtype=bool)
+    )
     embedded = np.concatenate([embedded, encoder.encode_texts(list(nowhere))])
     asked = relevance_fit.ask(site.vectors, {**said, **nowhere}, embedded, contrast, encoder.logit_scale)
     queries = Logistic.flat(np.stack([one.evidence.query for one in asked]))

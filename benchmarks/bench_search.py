@@ -560,7 +560,12 @@ def _child(what: str, name: str, folder: Path, options: argparse.Namespace) -> s
     command = [sys.executable, __file__, "--case", what, name, str(folder)]
     for option in ("vectors", "dimension", "clusters", "queries", "filtered", "recall"):
         command += [f"--{option}", str(getattr(options, option))]
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    # Teams of OpenMP threads wait for each other on a busy machine, and one query is no work for a team.
+    environment = {
+        **os.environ,
+        "TOKENIZERS_PARALLELISM": "false",
+        **({"OMP_NUM_THREADS": "1"} if what == "measure" else {}),
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-3000:]}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from foveal.printing import Json, emit, emit_rows
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.archive import AddReport, Archive
+    from retrieval.results import Hit
     from retrieval.stores import AnyArchive
 
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
@@ -140,10 +141,14 @@ def archive_search(
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
     negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
+    words: Annotated[str | None, typer.Option(help="Words in captions, labels and file names.")] = None,
     filter: Annotated[
-        str | None, typer.Option(metavar="EXPR", help="SQL over metadata, e.g. \"camera = 'cam-11'\".")
+        str | None, typer.Option(metavar="EXPR", help="Conditions on metadata, e.g. \"camera = 'cam-11'\".")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
+    diversity: Annotated[float, typer.Option(min=0, max=1, help="How unlike each other the hits should be.")] = 0.0,
+    cursor: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after this page.")] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Show the nearest even if nothing matches.")] = False,
     json_: Json = False,
 ) -> None:
     """Find images by text, by image or by both, among those a filter keeps.
@@ -155,13 +160,63 @@ def archive_search(
     from retrieval.stores import open_archive
 
     opened = open_archive(archive)
-    query = SearchQuery(text=text, image=image, negative=negative, filter=filter, k=k)
-    hits = opened.search(query, load_encoder(opened.encoder))
-    rows = [{"similarity": round(h.similarity, 4), "id": h.id, "uri": h.uri, **h.metadata} for h in hits]
+    query = SearchQuery(
+        text=text, image=image, negative=negative, words=words, filter=filter, k=k, diversity=diversity, cursor=cursor,
+        anyway=anyway,
+    )  # fmt: skip
+    found = opened.search(query, load_encoder(opened.encoder))
     if json_:
-        emit({"hits": [asdict(h) for h in hits]}, True)
-    else:
-        emit_rows(rows)
+        told = {"kept": found.kept, "cursor": found.cursor, "reason": found.reason, "notes": list(found.notes)}
+        emit({"hits": [asdict(h) for h in found], **told}, True)
+        return
+    emit_rows([_shown(hit) for hit in found])
+    for line in (f"nothing matches: {found.reason}" if found.reason else None, *found.notes):
+        if line:
+            typer.echo(line, err=True)
+
+
+def _shown(hit: Hit) -> dict[str, Any]:
+    chance = {} if hit.probability is None else {"probability": round(hit.probability, 2)}
+    return {"similarity": round(hit.similarity, 4), **chance, "id": hit.id, "uri": hit.uri, **hit.metadata}
+
+
+@archive_app.command("judge")
+def archive_judge(
+    archive: ArchiveDir,
+    text: Annotated[str, typer.Option(help="What was looked for.")],
+    right: Annotated[list[str] | None, typer.Option(metavar="ID", help="An image that shows it; repeatable.")] = None,
+    wrong: Annotated[list[str] | None, typer.Option(metavar="ID", help="An image that does not; repeatable.")] = None,
+    json_: Json = False,
+) -> None:
+    """Keep what people said of hits, for `calibrate` to learn from.
+
+    Example: foveal archive judge --archive runs/archive --text "a rusty valve" --right 3f6c0e1b6a --wrong 81d2c77e90
+    """
+    from retrieval.archive import Archive
+    from retrieval.feedback import Feedback, Judgement
+
+    opened = Archive.open(archive)
+    judged = [Judgement(text, id, True) for id in right or ()] + [Judgement(text, id, False) for id in wrong or ()]
+    feedback = Feedback(opened.path / "feedback.sqlite")
+    feedback.add(judged)
+    emit({"judged": len(judged), "judgements": len(feedback.read())}, json_)
+
+
+@archive_app.command("calibrate")
+def archive_calibrate(archive: ArchiveDir, json_: Json = False) -> None:
+    """Learn from captions, labels and judgements how probable a hit is right, and when nothing matches a text.
+
+    From then on searches by text give probabilities, and return nothing where nothing matches.
+
+    Example: foveal archive calibrate --archive runs/archive
+    """
+    from foveal.models import load_encoder
+    from retrieval.archive import Archive
+    from retrieval.relevance_fit import calibrate
+
+    opened = Archive.open(archive)
+    model = calibrate(opened, load_encoder(opened.encoder))
+    emit({"archive": str(archive), **model.basis}, json_)
 
 
 @archive_app.command("check")

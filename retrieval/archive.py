@@ -30,6 +30,7 @@ from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
 from retrieval.check import CheckReport, inspect
 from retrieval.checksums import Checksums
+from retrieval.feedback import Feedback
 from retrieval.index import IndexSettings
 from retrieval.ingest import Embedding, embed, identity
 from retrieval.reader import Reader, size_of
@@ -216,7 +217,9 @@ class Archive(Reader):
 
     def index(self, progress: Progress | None = None) -> None:
         """Indexes what is not indexed yet where that is worth it; others go on reading and writing."""
-        self._upkeep.run(self.snapshot, progress or SilentProgress())
+        if self._upkeep.needed(self.snapshot()):
+            self._upkeep.run(self.snapshot, progress or SilentProgress())
+            self._searcher.words.update(self.snapshot(), wait=0)  # fewer rows than that a search catches up with
 
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
@@ -270,7 +273,10 @@ class Archive(Reader):
                 self.table().erase()
                 self._sums.record()
             self._upkeep.purge(self.snapshot)
-        self._searcher.words.purge(self.snapshot())
+        view = self.snapshot()
+        self._searcher.words.purge(view)
+        ids: list[str] = view.table.take(view.rows, ["id"])["id"].to_pylist()
+        Feedback(self.path / "feedback.sqlite").keep(ids)
         return before - size_of(self.path)
 
     @contextmanager

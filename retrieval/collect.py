@@ -6,7 +6,7 @@ Shape letters: M crops, D embedding dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ class Exemplar:
     label: str | None  # None: no object of any class
     box: tuple[float, float, float, float]  # xyxy pixels
     variant: str  # "drawn", "flipped" or "moved"
+    reviewed: bool = False  # a person looked at this very crop
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +62,20 @@ def collect(
     """The crops of every labelled sample; see `ExemplarMemory.build`.
 
     Raises:
-        BadInput: no sample has a usable labelled box.
+        BadInput: no sample has a usable labelled box, or a label.
     """
     sizes = _sizes(dataset)
     if not len(sizes):
-        raise BadInput("the labelled images have no boxes", expected="a dataset with truth boxes", received="none")
+        raise BadInput(
+            "the labelled images have no boxes",
+            expected="a dataset with truth boxes, or with a label for each image",
+            received="none",
+        )
     exemplars: list[Exemplar] = []
     vectors: list[FloatArray] = []
     skipped: dict[str, str] = {}
     waiting: list[Image] = []
-    for number, sample in enumerate(track(progress, dataset, "remember", len(dataset))):
+    for number, sample in enumerate(track(progress, map(whole, dataset), "remember", len(dataset))):
         if sample.truth is None:
             continue
         try:
@@ -93,9 +98,31 @@ def collect(
     return Collected(dataset.classes, tuple(exemplars), np.concatenate(vectors).astype(np.float32), skipped)
 
 
+def whole(sample: Sample) -> Sample:
+    """The sample; one that has a label and no boxes gets a box of that label around all of it."""
+    if sample.truth is not None or sample.label is None:
+        return sample
+    box = Detections.build([[0, 0, sample.width, sample.height]], 1.0, [sample.label], [sample.label])
+    return replace(sample, truth=box)
+
+
+def of_box(
+    drawn: Exemplar, box: FloatArray, image: Image, context: float, variants: int, rng: np.random.Generator
+) -> Iterator[tuple[Exemplar, Image]]:
+    """The crop of a remembered box (4,) as it was drawn, then `variants` of it, mirrored and moved in turn."""
+    from PIL import ImageOps
+
+    yield drawn, crop(image, box, context)
+    for variant in range(variants):
+        moved, mirrored = jittered(box, rng), variant % 2 == 0
+        picture = crop(image, moved, context)
+        altered = replace(drawn, box=as_tuple(moved), variant="flipped" if mirrored else "moved")
+        yield altered, ImageOps.mirror(picture) if mirrored else picture
+
+
 def _sizes(dataset: Dataset) -> FloatArray:
     """Width and height (S, 2) of every usable labelled box."""
-    boxes = [sample.truth.boxes for sample in dataset if sample.truth is not None]
+    boxes = [sample.truth.boxes for sample in map(whole, dataset) if sample.truth is not None]
     sides = [box[:, 2:] - box[:, :2] for box in boxes]
     together = np.concatenate(sides) if sides else np.zeros((0, 2), np.float32)
     return together[together.min(axis=1, initial=np.inf) >= SMALLEST]
@@ -111,33 +138,20 @@ def _crops(
     rejected: Mapping[str, Detections],
     rng: np.random.Generator,
 ) -> Iterator[tuple[Exemplar, Image]]:
-    from PIL import ImageOps
-
     assert sample.truth is not None
     truth = sample.truth
     for n, (box, label) in enumerate(zip(truth.boxes, truth.label_names, strict=True)):
-        if (box[2:] - box[:2]).min() < SMALLEST:
-            continue
-        drawn = Exemplar(f"{sample.id}#{n}", sample.id, label, _tuple(box), "drawn")
-        picture = crop(image, box, context)
-        yield drawn, picture
-        for variant in range(variants):
-            moved = jittered(box, rng)
-            mirrored = variant % 2 == 0
-            picture = crop(image, moved, context)
-            name = "flipped" if mirrored else "moved"
-            yield (
-                Exemplar(drawn.id, sample.id, label, _tuple(moved), name),
-                ImageOps.mirror(picture) if mirrored else picture,
-            )
+        if (box[2:] - box[:2]).min() >= SMALLEST:
+            drawn = Exemplar(f"{sample.id}#{n}", sample.id, label, as_tuple(box), "drawn")
+            yield from of_box(drawn, box, image, context, variants, rng)
     empty = backgrounds(truth.boxes, image.width, image.height, background_count, sizes, rng)
     for n, box in enumerate(empty):
         yield (
-            Exemplar(f"{sample.id}#background{n}", sample.id, None, _tuple(box), "drawn"),
+            Exemplar(f"{sample.id}#background{n}", sample.id, None, as_tuple(box), "drawn"),
             crop(image, box, context),
         )
     for n, box in enumerate(_wrong(rejected.get(sample.id), truth)):
-        yield Exemplar(f"{sample.id}#rejected{n}", sample.id, None, _tuple(box), "drawn"), crop(image, box, context)
+        yield Exemplar(f"{sample.id}#rejected{n}", sample.id, None, as_tuple(box), "drawn"), crop(image, box, context)
 
 
 def _wrong(proposals: Detections | None, truth: Detections) -> FloatArray:
@@ -148,6 +162,7 @@ def _wrong(proposals: Detections | None, truth: Detections) -> FloatArray:
     return proposals.boxes[best < WRONG_BELOW]
 
 
-def _tuple(box: FloatArray) -> tuple[float, float, float, float]:
+def as_tuple(box: FloatArray) -> tuple[float, float, float, float]:
+    """A box (4,), to a hundredth of a pixel."""
     x1, y1, x2, y2 = (round(float(v), 2) for v in box)
     return x1, y1, x2, y2

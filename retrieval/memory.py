@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,15 @@ import numpy as np
 
 from foveal.artifacts import read, seal, staged
 from foveal.dataset import Dataset
-from foveal.detections import Detections, FloatArray, Neighbour, Provenance
+from foveal.detections import Detections, FloatArray, IntArray, Neighbour, Provenance
 from foveal.errors import BadInput, FingerprintMismatch, IntegrityError
 from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.collect import Collected, Exemplar, collect
+from retrieval.corrections import Correction, after
 from retrieval.crops import crop
 from retrieval.index import VectorIndex, Vectors
+from retrieval.voting import K_CHOICES, TEMPERATURES, Fit, Near, Voting, smoothed, tuned
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,45 +36,40 @@ if TYPE_CHECKING:
 BACKGROUND = "background"
 ENCODE_BATCH = 64
 EVIDENCE = 5  # neighbours that a detection carries with it
-K_CHOICES = (3, 5, 10, 20)
-TEMPERATURES = (0.01, 0.02, 0.05, 0.1)
-
-
-@dataclass(frozen=True, slots=True)
-class Voting:
-    """How many neighbours vote, and how fast a vote fades with the neighbour's distance from the nearest one."""
-
-    k: int
-    temperature: float  # of cosine similarity: a neighbour this much further off has 1/e of the vote
-
-
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """What the voting gives on the memory's own crops, each judged by the crops of other images only."""
-
-    accuracy: float
-    log_loss: float
-    crops: int
 
 
 class ExemplarMemory:
-    """Crops of known class, and of nothing, in one encoder's space; never changes once made."""
+    """Crops of known class, and of nothing, in one encoder's space; never changes once made.
+
+    What a reviewer said of a crop (`learnt`) stands for that very crop, whatever its neighbours say.
+    """
 
     def __init__(
-        self, encoder: Encoder, collected: Collected, context: float, voting: Voting, fit: Fit | None = None
+        self,
+        encoder: Encoder,
+        collected: Collected,
+        context: float,
+        voting: Voting,
+        fit: Fit | None = None,
+        untuned: int = 0,
     ) -> None:
         self.encoder = encoder
         self.classes = collected.classes
         self.context = context
         self.voting = voting
         self.fit = fit
+        self.untuned = untuned  # boxes learnt since `voting` was chosen
         self.skipped = collected.skipped  # images that could not be used -> why
+        self._collected = collected
         self._exemplars = collected.exemplars
         self._vectors = collected.vectors  # (M, D) unit length
         self._index = VectorIndex.flat(Vectors.of(collected.vectors))
         self._columns = np.array([self._column(e.label) for e in collected.exemplars], dtype=np.int64)
         self._images = np.array([e.image for e in collected.exemplars])
-        self._variants = max(Counter(e.id for e in collected.exemplars).values())
+        self._final = np.array([e.reviewed and e.variant == "drawn" for e in collected.exemplars])
+        number = {id: n for n, id in enumerate(dict.fromkeys(e.id for e in collected.exemplars))}
+        self._boxes = np.array([number[e.id] for e in collected.exemplars], dtype=np.int64)
+        self._variants = int(np.bincount(self._boxes).max())
 
     @classmethod
     def build(
@@ -88,14 +85,14 @@ class ExemplarMemory:
         progress: Progress | None = None,
     ) -> ExemplarMemory:
         """A memory of every labelled box of `dataset`, of `variants` altered crops of each (flipped, moved), and of
-        `backgrounds` crops an image that show no object.
+        `backgrounds` crops an image that show no object. An image that has a label and no boxes is one box.
 
         `rejected` are proposals on these images by sample id, a teacher's for instance: those that lie on no object
         are remembered as wrong. The number of neighbours and the fading of their votes are chosen on the crops
         themselves, an image at a time left out.
 
         Raises:
-            BadInput: no sample has a usable labelled box.
+            BadInput: no sample has a usable labelled box, or a label.
         """
         collected = collect(
             encoder,
@@ -107,7 +104,7 @@ class ExemplarMemory:
             seed=seed,
             progress=progress,
         )
-        return cls(encoder, collected, context, Voting(K_CHOICES[1], TEMPERATURES[1]))._tuned()
+        return cls(encoder, collected, context, Voting(K_CHOICES[1], TEMPERATURES[1])).retuned()
 
     @property
     def fingerprint(self) -> str:
@@ -140,6 +137,10 @@ class ExemplarMemory:
         """Vectors (M, D), class names (None for background and rejected crops), the ids of their images, their own."""
         rows = self._exemplars
         return self._vectors, [e.label for e in rows], [e.image for e in rows], [e.id for e in rows]
+
+    def remembered(self) -> tuple[Exemplar, ...]:
+        """Every crop (M,), in the order of `exemplars`."""
+        return self._exemplars
 
     def classify(
         self, image: Image, boxes: FloatArray, classes: Sequence[str] | None = None, *, exclude_image: str | None = None
@@ -176,10 +177,49 @@ class ExemplarMemory:
         support = [0.0 if c is None else float(row[c]) for row, c in zip(votes, columns, strict=True)]
         before = detections.provenance or (Provenance(model="unrecorded"),) * len(detections)
         provenance = tuple(
-            replace(old, neighbours=self._evidence(found, name))
-            for old, found, name in zip(before, near, detections.label_names, strict=True)
+            replace(old, neighbours=self._evidence(near.pairs(i), name))
+            for i, (old, name) in enumerate(zip(before, detections.label_names, strict=True))
         )
         return replace(detections, provenance=provenance), np.clip(np.array(support, dtype=np.float32), 0, 1)
+
+    def nearest(
+        self, vectors: FloatArray, k: int, *, exclude_image: str | None = None
+    ) -> list[list[tuple[Exemplar, float]]]:
+        """For each vector (N, D) the k nearest boxes, each by its best crop, with their similarities, best first."""
+        near = self._neighbours(vectors, k, exclude_image)
+        return [[(self._exemplars[row], value) for row, value in near.pairs(i)] for i in range(len(near))]
+
+    def held_out(self) -> tuple[tuple[Exemplar, ...], FloatArray, list[tuple[Neighbour, ...]]]:
+        """The boxes (N,) as they were drawn, what the crops of other images say of each (N, C + 1), and the nearest.
+
+        The last column is background. Votes are smoothed: no probability is 0. Empty with fewer than two images.
+        """
+        drawn, near = self._held_out(self.voting.k)
+        votes = smoothed(self._votes(near, self.voting, reviewed=False), self.voting.k)
+        boxes = tuple(self._exemplars[row] for row in drawn.tolist())
+        evidence = [self._evidence(near.pairs(i), e.label or BACKGROUND) for i, e in enumerate(boxes)]
+        return boxes, votes, evidence
+
+    def learnt(self, corrections: Iterable[Correction], *, variants: int = 3, seed: int = 0) -> ExemplarMemory:
+        """The memory after a reviewer's word on boxes; this one stays as it is, so that readers go on undisturbed.
+
+        The voting stays too: choosing it anew compares every crop with every other, which a click should not wait
+        for, and a few boxes hardly move it. `untuned` counts them; `retuned` chooses.
+        """
+        collected, count = after(
+            self._collected, corrections, self.encoder, context=self.context, variants=variants, seed=seed
+        )
+        return ExemplarMemory(
+            self.encoder, collected, self.context, self.voting, self.fit, untuned=self.untuned + count
+        )
+
+    def retuned(self) -> ExemplarMemory:
+        """The same memory with the voting that judges its own boxes best, each by the boxes of other images."""
+        drawn, near = self._held_out(max(K_CHOICES))
+        if not len(drawn):
+            return self
+        voting, fit = tuned(near, self._columns[drawn], self._columns, len(self.classes))
+        return ExemplarMemory(self.encoder, self._collected, self.context, voting, fit)
 
     def save(self, out: Path, name: str = "memory") -> None:
         """A folder with the vectors (safetensors), the crops they are of (JSON) and a manifest."""
@@ -190,12 +230,13 @@ class ExemplarMemory:
             "context": self.context,
             "voting": asdict(self.voting),
             "fit": None if self.fit is None else asdict(self.fit),
+            "untuned": self.untuned,
             "encoder": self.encoder.name,
             "fingerprint": self.encoder.fingerprint,
             "skipped": self.skipped,
             "exemplars": [asdict(e) for e in self._exemplars],
         }
-        with staged(Path(out), folder=True) as folder:
+        with staged(Path(out), folder=True, durable=True) as folder:
             save_file({"vectors": self._vectors}, folder / "memory.safetensors")
             (folder / "memory.json").write_text(json.dumps(description), "utf-8")
             seal(
@@ -223,7 +264,8 @@ class ExemplarMemory:
             data: dict[str, Any] = json.loads((folder / "memory.json").read_text("utf-8"))
             vectors = load_file(folder / "memory.safetensors")["vectors"]
             exemplars = tuple(
-                Exemplar(e["id"], e["image"], e["label"], tuple(e["box"]), e["variant"]) for e in data["exemplars"]
+                Exemplar(e["id"], e["image"], e["label"], tuple(e["box"]), e["variant"], e.get("reviewed", False))
+                for e in data["exemplars"]
             )
             collected = Collected(tuple(data["classes"]), exemplars, vectors, data["skipped"])
             voting, fit = Voting(**data["voting"]), None if data["fit"] is None else Fit(**data["fit"])
@@ -236,15 +278,15 @@ class ExemplarMemory:
                 received=encoder.fingerprint[:12],
                 remedy="Use that encoder, or build the memory anew from its labelled images.",
             )
-        return cls(encoder, collected, data["context"], voting, fit)
+        return cls(encoder, collected, data["context"], voting, fit, data.get("untuned", 0))
 
     # Inside.
 
     def _column(self, label: str | None) -> int:
         return len(self.classes) if label is None else self.classes.index(label)
 
-    def _neighbours(self, vectors: FloatArray, k: int, exclude_image: str | None) -> list[list[tuple[int, float]]]:
-        """For each vector the k nearest boxes as (row of the best crop, similarity), each box once, best first."""
+    def _neighbours(self, vectors: FloatArray, k: int, exclude_image: str | None) -> Near:
+        """For each vector the k nearest boxes, each once, best first."""
         if k < 1:
             raise BadInput("k lies outside its range", expected="1 or more", received=str(k))
         among = None
@@ -252,53 +294,24 @@ class ExemplarMemory:
             among = self._index.subset(np.flatnonzero(self._images != exclude_image), gather=False)
         # Variants of one box count once, so look far enough to have k boxes whatever their variants.
         similarity, rows = self._index.search(np.ascontiguousarray(vectors), k * self._variants, among)
-        result: list[list[tuple[int, float]]] = []
-        for values, positions in zip(similarity.tolist(), rows.tolist(), strict=True):
-            best: dict[str, tuple[int, float]] = {}
-            for row, value in zip(positions, values, strict=True):
-                best.setdefault(self._exemplars[int(row)].id, (int(row), float(value)))
-            result.append(list(best.values())[:k])
-        return result
+        return Near.of(rows, similarity, self._boxes, k)
 
-    def _votes(self, near: Sequence[Sequence[tuple[int, float]]], voting: Voting) -> FloatArray:
-        """Shares of the vote (N, C + 1), the last column background; rows sum to 1, or all background without votes."""
-        votes = np.zeros((len(near), len(self.classes) + 1), dtype=np.float32)
-        for i, found in enumerate(near):
-            if not found:
-                votes[i, -1] = 1
-                continue
-            similarity = np.array([value for _, value in found])
-            weight = np.exp((similarity - similarity.max()) / voting.temperature)
-            np.add.at(votes[i], self._columns[[row for row, _ in found]], weight / weight.sum())
-        return votes
+    def _votes(self, near: Near, voting: Voting, *, reviewed: bool = True) -> FloatArray:
+        return near.votes(voting, self._columns, len(self.classes), self._final if reviewed else None)
 
     def _evidence(self, found: Sequence[tuple[int, float]], name: str) -> tuple[Neighbour, ...]:
         rows = [(self._exemplars[row], min(max(value, -1.0), 1.0)) for row, value in found[:EVIDENCE]]
         return tuple(Neighbour(e.id, value, e.label or BACKGROUND, e.label == name) for e, value in rows)
 
-    def _tuned(self) -> ExemplarMemory:
-        """The same memory with the voting that judges its own boxes best, each by the boxes of other images."""
+    def _held_out(self, k: int) -> tuple[IntArray, Near]:
+        """Rows (N,) of the boxes as they were drawn, and the k boxes of other images nearest to each."""
         drawn = np.array([i for i, e in enumerate(self._exemplars) if e.variant == "drawn"], dtype=np.int64)
-        if len(set(self._images[drawn].tolist())) < 2:
-            return self
-        near: list[list[tuple[int, float]]] = [[] for _ in drawn]
-        for image in sorted(set(self._images[drawn].tolist())):
-            mine = np.flatnonzero(self._images[drawn] == image)
-            found = self._neighbours(self._vectors[drawn[mine]], max(K_CHOICES), image)
-            for place, neighbours in zip(mine.tolist(), found, strict=True):
-                near[place] = neighbours
-        best: tuple[Voting, Fit] | None = None
-        for k in K_CHOICES:
-            for temperature in TEMPERATURES:
-                voting = Voting(k, temperature)
-                votes = self._votes([found[:k] for found in near], voting)
-                # Laplace's one vote in k + classes, so that a box without any friend costs finitely much.
-                smooth = (votes * k + 1 / votes.shape[1]) / (k + 1)
-                own = smooth[np.arange(len(drawn)), self._columns[drawn]]
-                right = votes.argmax(axis=1) == self._columns[drawn]
-                fit = Fit(float(right.mean()), float(-np.log(own).mean()), len(drawn))
-                if best is None or fit.log_loss < best[1].log_loss:
-                    best = voting, fit
-        assert best is not None
-        collected = Collected(self.classes, self._exemplars, self._vectors, self.skipped)
-        return ExemplarMemory(self.encoder, collected, self.context, *best)
+        images, place = np.unique(self._images[drawn], return_inverse=True)
+        if len(images) < 2:
+            drawn = drawn[:0]
+        rows, similarity = np.full((len(drawn), k), -1, dtype=np.int64), np.zeros((len(drawn), k), dtype=np.float32)
+        for number, image in enumerate(images.tolist() if len(drawn) else ()):
+            mine = np.flatnonzero(place == number)
+            found = self._neighbours(self._vectors[drawn[mine]], k, image)
+            rows[mine], similarity[mine] = found.rows, found.similarity
+        return drawn, Near(rows, similarity)

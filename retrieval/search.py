@@ -5,6 +5,7 @@ Shape letters: N candidates, D embedding dimensions, P parts of the query.
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Searcher:
         """
         query = asked.query
         kept = len(view.rows) if allowed is None else sum(len(subset) for subset in allowed)
-        digest = f"{asked.digest}-{self.folder.name}"
+        digest = hashlib.sha256(f"{asked.digest} {self.folder}".encode()).hexdigest()[:16]
         last = int(view.seqs[-1]) if len(view.seqs) else -1
         cursor = Cursor(digest, last) if query.cursor is None else Cursor.read(query.cursor, digest)
         vector, shares = asked.composed(lambda ids: _stored(view, ids))
@@ -67,7 +68,8 @@ class Searcher:
         else:
             page, top = _ordered(view, query.k, query.collapse, vector, allowed, cursor)
         verdict = self.relevance.judge(view, asked, page.hits.vectors, top.vectors, kept)
-        reason = _reason(asked, kept, len(view.rows), matches, verdict) if query.cursor is None else None
+        searched = None if notes else matches  # what was not searched does not prove that nothing is there
+        reason = _reason(asked, kept, len(view.rows), searched, verdict) if query.cursor is None else None
         if reason is not None and not query.anyway:
             page = Page(page.hits.take(np.zeros(0, np.int64)), page.collapsed[:0], None)
         return Results(
@@ -245,6 +247,10 @@ def _reason(
         return f"no image fits the filter {query.filter}"
     if matches:
         return None
-    if matches is not None and not any(part.weight > 0 for part in query.all_parts):
-        return f"no name or text contains {' or '.join(map(repr, Words.terms(query.words or '')))}"
+    if not any(part.weight > 0 for part in query.all_parts):  # words alone
+        return (
+            None
+            if matches is None
+            else f"no name or text contains {' or '.join(map(repr, Words.terms(query.words or '')))}"
+        )
     return None if verdict is None else verdict.reason

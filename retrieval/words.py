@@ -61,7 +61,7 @@ class Words:
                     return f"keywords of {behind:,} images are not indexed yet"
                 try:
                     if self.file.is_file():
-                        self._catch_up(view)
+                        self._catch_up(view, WAIT if wait >= 0 else 30.0)
                     else:
                         self._build(view)
                 except sqlite3.DatabaseError as error:
@@ -140,8 +140,8 @@ class Words:
         with closing(database):
             yield database
 
-    def _catch_up(self, view: Snapshot) -> None:
-        database = sqlite3.connect(self.file, timeout=5)
+    def _catch_up(self, view: Snapshot, timeout: float) -> None:
+        database = sqlite3.connect(self.file, timeout=timeout)
         with closing(database), database:
             version, last = _state(database)
             if version >= view.table.version:  # an older view would bring back the texts of deleted rows

@@ -19,6 +19,8 @@ from retrieval.ingest import identity
 from retrieval.reembed import reembed
 from tests.retrieval.pixels import PixelEncoder, write_images
 
+CROWDED = 6000  # images from which a deletion takes half, so that one search can list them all
+
 
 def say(**line: object) -> None:
     print(json.dumps(line), flush=True)
@@ -79,7 +81,8 @@ class Churn:
     def delete(self, archive: Archive, encoder: PixelEncoder) -> None:
         table = archive.snapshot().table
         ids = [key for batch in table.scan(["id"]) for key in batch["id"].to_pylist()]
-        chosen = self.random.sample(ids, min(len(ids), self.random.choice([1, 5, 60, 400])))
+        many = self.random.choice([1, 5, 60, 400]) if len(ids) < CROWDED else CROWDED // 2
+        chosen = self.random.sample(ids, min(len(ids), many))
         say(start="delete", ids=chosen)
         archive.delete(chosen)
         say(done="delete", ids=chosen)

@@ -214,6 +214,8 @@ def test_a_cursor_of_another_query_is_refused(archive: Archive, twins: Archive) 
     for other in ({"text": "blue"}, {"text": "red", "filter": "hour > 3"}, {"text": "red", "diversity": 0.1}):
         with pytest.raises(BadInput, match="another query"):
             archive.search(SearchQuery(cursor=cursor, **other), ENCODER)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="another query or archive"):
+        twins.search(SearchQuery(text="red", cursor=cursor), ENCODER)
     for broken in ("", "x", cursor[:-5], cursor + "AAAA", "é", "A" * 100_000):
         with pytest.raises(BadInput, match="cursor"):
             archive.search(SearchQuery(text="red", cursor=broken), ENCODER)

@@ -168,6 +168,17 @@ def test_a_locked_database_costs_the_words_only(archive: Archive) -> None:
     assert any("locked" in note for note in results.notes)
 
 
+def test_what_could_not_be_searched_is_not_called_nothing(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    (archive.folder / "words.sqlite").unlink()
+    monkeypatch.setattr("retrieval.search.CATCH_UP", 2)
+    results = archive.search(SearchQuery(words="valve"), ENCODER)
+    assert not results
+    assert not results.nothing
+    assert "5 images are not indexed" in results.notes[0]
+    assert Words(archive.folder / "words.sqlite").update(archive.snapshot()) is None
+    assert found(archive, "valve") == ["0000"]
+
+
 def test_an_older_view_brings_nothing_back(archive: Archive) -> None:
     old = archive.snapshot()
     archive.delete([archive.search(SearchQuery(words="rusty"), ENCODER)[0].id])
