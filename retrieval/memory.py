@@ -14,20 +14,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foveal.artifacts import read, seal, staged
 from foveal.dataset import Dataset
 from foveal.detections import Detections, FloatArray, IntArray, Neighbour, Provenance
-from foveal.errors import BadInput, FingerprintMismatch, IntegrityError
+from foveal.errors import BadInput, FingerprintMismatch
 from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.collect import Collected, Exemplar, collect
 from retrieval.corrections import Correction, after
 from retrieval.crops import crop
 from retrieval.index import VectorIndex, Vectors
+from retrieval.memory_files import Stored
 from retrieval.voting import K_CHOICES, TEMPERATURES, Fit, Near, Voting, smoothed, tuned
 
 if TYPE_CHECKING:
@@ -222,32 +222,12 @@ class ExemplarMemory:
         return ExemplarMemory(self.encoder, self._collected, self.context, voting, fit)
 
     def save(self, out: Path, name: str = "memory") -> None:
-        """A folder with the vectors (safetensors), the crops they are of (JSON) and a manifest."""
-        from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
-
-        description = {
-            "classes": self.classes,
-            "context": self.context,
-            "voting": asdict(self.voting),
-            "fit": None if self.fit is None else asdict(self.fit),
-            "untuned": self.untuned,
-            "encoder": self.encoder.name,
-            "fingerprint": self.encoder.fingerprint,
-            "skipped": self.skipped,
-            "exemplars": [asdict(e) for e in self._exemplars],
-        }
-        with staged(Path(out), folder=True, durable=True) as folder:
-            save_file({"vectors": self._vectors}, folder / "memory.safetensors")
-            (folder / "memory.json").write_text(json.dumps(description), "utf-8")
-            seal(
-                folder,
-                name=name,
-                kind="memory",
-                parents=[self.encoder.fingerprint],
-                data={"images": len(set(self._images.tolist())), "boxes": self.counts},
-                config={"context": self.context, **asdict(self.voting)},
-                metrics={} if self.fit is None else asdict(self.fit),
-            )
+        """Writes it as a folder, whole or not at all."""
+        stored = Stored(
+            self._collected, self.context, self.voting, self.fit, self.untuned, self.encoder.name,
+            self.encoder.fingerprint,
+        )  # fmt: skip
+        stored.write(Path(out), name, self.counts)
 
     @classmethod
     def load(cls, folder: Path, encoder: Encoder) -> ExemplarMemory:
@@ -257,28 +237,15 @@ class ExemplarMemory:
             FingerprintMismatch: it was built with another encoder.
             IntegrityError: its files are not what was saved.
         """
-        from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
-
-        read(folder)
-        try:
-            data: dict[str, Any] = json.loads((folder / "memory.json").read_text("utf-8"))
-            vectors = load_file(folder / "memory.safetensors")["vectors"]
-            exemplars = tuple(
-                Exemplar(e["id"], e["image"], e["label"], tuple(e["box"]), e["variant"], e.get("reviewed", False))
-                for e in data["exemplars"]
-            )
-            collected = Collected(tuple(data["classes"]), exemplars, vectors, data["skipped"])
-            voting, fit = Voting(**data["voting"]), None if data["fit"] is None else Fit(**data["fit"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{folder} is no exemplar memory: {error}", remedy="Build it anew.") from error
-        if data["fingerprint"] != encoder.fingerprint:
+        stored = Stored.read(folder)
+        if stored.fingerprint != encoder.fingerprint:
             raise FingerprintMismatch(
-                f"memory {folder} was built with {data['encoder']}, not with {encoder.name}",
-                expected=f"fingerprint {data['fingerprint'][:12]}",
+                f"memory {folder} was built with {stored.encoder}, not with {encoder.name}",
+                expected=f"fingerprint {stored.fingerprint[:12]}",
                 received=encoder.fingerprint[:12],
                 remedy="Use that encoder, or build the memory anew from its labelled images.",
             )
-        return cls(encoder, collected, data["context"], voting, fit, data.get("untuned", 0))
+        return cls(encoder, stored.collected, stored.context, stored.voting, stored.fit, stored.untuned)
 
     # Inside.
 

@@ -181,7 +181,7 @@ class SearchQuery:
             raise BadInput(
                 "the query has neither text nor image",
                 expected="something to be like, or words to match",
-                remedy="Pass a text, an image or both.",
+                remedy="Pass --text, --image or --words, or several of them.",
             )
 
     @property
