@@ -17,6 +17,7 @@ from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.errors import FovealError
 from foveal.eval_cli import eval_app
+from foveal.memory_cli import memory_app
 from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir, registry_app
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 app.add_typer(eval_app, name="eval")
+app.add_typer(memory_app, name="memory")
 app.add_typer(registry_app, name="registry")
 
 
