@@ -66,6 +66,7 @@ def test_pictures_are_the_crops_and_lost_files_are_passed_over(memory: ExemplarM
     assert Crops(memory, gold.subset([1])).of("s0#0").size == (64, 64)
 
 
+@pytest.mark.slow
 def test_a_conversation_fits_a_chat_template_that_takes_several_images(
     memory: ExemplarMemory, gold: Dataset, tmp_path: Path
 ) -> None:
