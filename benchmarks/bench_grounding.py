@@ -13,6 +13,7 @@ says of the right image, `nearest` of the best hit alone.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections import Counter, defaultdict
@@ -83,7 +84,7 @@ class Once:
         self._known: dict[tuple[bytes, str], str] = {}
 
     def answer(self, image: Any, question: str, max_tokens: int = 64) -> str:
-        key = image.tobytes(), question
+        key = hashlib.sha256(image.tobytes()).digest(), question
         if key not in self._known:
             self._known[key] = self._vlm.answer(image, question, max_tokens)
         return self._known[key]

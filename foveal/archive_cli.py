@@ -177,7 +177,8 @@ def archive_search(
 
 def _shown(hit: Hit) -> dict[str, Any]:
     chance = {} if hit.probability is None else {"probability": round(hit.probability, 2)}
-    return {"similarity": round(hit.similarity, 4), **chance, "id": hit.id, "uri": hit.uri, **hit.metadata}
+    facts = ", ".join(f"{name} {value}" for name, value in hit.metadata.items())
+    return {"similarity": round(hit.similarity, 4), **chance, "id": hit.id, "uri": hit.uri, "metadata": facts}
 
 
 @archive_app.command("judge")

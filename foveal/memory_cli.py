@@ -156,6 +156,7 @@ def verify(
             rows.append(
                 {
                     "image": sample.id,
+                    "file": str(sample.path),
                     "label": label,
                     "support": round(support, 4),
                     "best": names[int(vote.argmax())],
@@ -167,7 +168,7 @@ def verify(
     _write(out, rows)
     agreed = sum(row["label"] == row["best"] for row in rows)
     summary = {"memory": str(memory), "boxes": len(rows), "agreed": agreed, "skipped": skipped}
-    _show(summary, "rows", rows, json_)
+    _show(summary, "rows", rows, json_, ("image", "label", "support", "best", "best_vote"))
 
 
 @memory_app.command()
@@ -191,7 +192,8 @@ def errors(
     labelled = Dataset.open(dataset)
     memory = ExemplarMemory.build(load_encoder(encoder), labelled, progress=live_progress())
     found = find_label_errors(memory)
-    rows = found.rows()
+    files = {sample.id: str(sample.path) for sample in labelled}
+    rows = [{**row, "file": files[row["image"]]} for row in found.rows()]
     _write(out, rows)
     if html is not None:
         page(found, memory, labelled, [("data", dataset), ("encoder", encoder)]).write(html)

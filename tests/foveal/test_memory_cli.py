@@ -86,6 +86,7 @@ def test_errors_are_listed_and_shown(gold: Dataset, tmp_path: Path) -> None:
     with (tmp_path / "e.csv").open() as stream:
         assert [row["id"] for row in csv.DictReader(stream)] == [row["id"] for row in said["rows"]]
     first = said["rows"][0]
+    assert Path(first["file"]).is_file()
     assert f"{first['given']}, or {first['suggested']}?" in (tmp_path / "e.html").read_text()
     shown = CliRunner().invoke(memory_app, ["errors", str(tmp_path / "labels.json")])
     assert "suggested probability" in " ".join(shown.stdout.split())
