@@ -3,8 +3,8 @@
     python benchmarks/bench_grounding.py                                       # the bundled models, unadapted
     python benchmarks/bench_grounding.py --domain site --encoder bundled:clip+ADAPTER --vlm bundled:vlm+ADAPTER
 
-Each question is about a kind of object that exactly one of `--among` images shows, once: its colour, its state, how
-many there are, and whether there is one. The last is also asked of the other images alone, where the answer is no and
+Each question is about a kind of object that exactly one of `--among` images shows, once: its colour, its state, and
+whether there is one. The last is also asked of the other images alone, where the answer is no and
 everything else has none. Images are looked at even where the search finds that nothing matches: `right` is what the
 images say, `nothing` how often the search says so, `answered` how often neither is wrong. `oracle` is what the model
 says of the right image, `nearest` of the best hit alone.
@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,6 @@ def questions(scenes: Sequence[Counter[str]], objects: Any, among: int, each: in
             asked.append(Asked("colour", f"what colour is the {kind}", seen["colour"], image, whole))
             if KINDS[kind].states:
                 asked.append(Asked("state", f"what state is the {kind} in", seen["state"], image, whole))
-            asked.append(Asked("count", f"how many {KINDS[kind].plural} are there", "1", image, whole))
             asked.append(Asked("there", f"is there {article} {kind}", "yes", image, whole))
             asked.append(Asked("not there", f"is there {article} {kind}", "no", None, tuple(others)))
             asked.append(Asked("absent", f"what colour is the {kind}", "", None, tuple(others)))
@@ -130,9 +130,11 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         for one in questions(scenes, objects, options.among, options.each, options.seed):
             numbers = ", ".join(map(str, one.among))
-            for k in options.k:
-                found = answer(one.question, archive, encoder, vlm, k=k, filter=f"number IN ({numbers})", anyway=True)
-                rows.append(judged(one, k, found, place, vlm, paths))
+            for k, check in product(options.k, (False, True)):
+                found = answer(
+                    one.question, archive, encoder, vlm, k=k, filter=f"number IN ({numbers})", check=check, anyway=True
+                )
+                rows.append({"check": check, **judged(one, k, found, place, vlm, paths)})
     report: dict[str, Any] = {"machine": describe_machine(), "settings": {k: str(v) for k, v in vars(options).items()}}
     report["results"] = summary(rows)
     print(json.dumps(report["results"], indent=1))
@@ -171,7 +173,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """By sort and k."""
     grouped: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        grouped[f"{row['sort']}, k={row['k']}"].append(row)
+        grouped[f"{row['sort']}, k={row['k']}{', checked' if row['check'] else ''}"].append(row)
     measured = ("right", "nothing", "answered", "cited", "first", "oracle", "nearest")
     return {
         name: {"questions": len(mine), **{key: mean([row[key] for row in mine]) for key in measured}}

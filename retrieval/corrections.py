@@ -5,7 +5,8 @@ Shape letters: N boxes, M remembered crops, D embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,14 @@ from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, FloatArray, pairwise_iou
 from foveal.models import Encoder
 from retrieval.collect import SMALLEST, WRONG_BELOW, Collected, Exemplar, as_tuple, of_box, whole
-from retrieval.crops import CLEAR, covered
+from retrieval.crops import CLEAR, covered, crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SAME_PLACE = 0.5  # IoU from which on two boxes of an image are about the same thing
+SAME_PICTURE = 0.99  # cosine between a crop and what is remembered of its place, below which the image is another
+LOOKED = 8  # remembered boxes that are compared for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,9 @@ def after(
 ) -> tuple[Collected, int]:
     """What is remembered after corrections, and how many boxes they added.
 
-    A box takes the place of what was remembered at the same place of its image (IoU of at least `SAME_PLACE`), an
-    approved one also that of background crops that it lies on. Classes that are new come last.
+    Sample ids may be numbers that mean another image in another file: an image of a known id that does not look as
+    remembered is a new one. A box takes the place of what was remembered at the same place of its image (IoU of at
+    least `SAME_PLACE`), an approved one also that of background crops that it lies on. Classes that are new come last.
     """
     classes = list(known.classes)
     kept = np.ones(len(known.exemplars), dtype=bool)
@@ -75,7 +79,8 @@ def after(
     added: dict[str, list[tuple[Exemplar, FloatArray]]] = {}  # id of a box -> its crops
     for number, correction in enumerate(said):
         rng = np.random.default_rng([seed, len(known.exemplars), number])
-        rows = by_image.get(correction.image, [])
+        image = _identity(correction, known, by_image, encoder, context)
+        rows = by_image.get(image, [])
         for box, label in correction.boxes():
             gone = _superseded([known.exemplars[row] for row in rows], box, label)
             kept[[row for row in rows if known.exemplars[row].id in gone]] = False
@@ -83,8 +88,7 @@ def after(
                 classes.append(label)
             edges = as_tuple(box)
             drawn = Exemplar(
-                f"{correction.image}#{'-'.join(f'{edge:g}' for edge in edges)}", correction.image, label, edges,
-                "drawn", reviewed=True,
+                f"{image}#{'-'.join(f'{edge:g}' for edge in edges)}", image, label, edges, "drawn", reviewed=True
             )  # fmt: skip
             crops = list(of_box(drawn, box, correction.picture, context, variants, rng))
             vectors = encoder.encode_images([picture for _, picture in crops])
@@ -93,6 +97,20 @@ def after(
     exemplars = (*(e for e, keep in zip(known.exemplars, kept, strict=True) if keep), *(e for e, _ in new))
     vectors = np.concatenate([known.vectors[kept], *(vector[None] for _, vector in new)]).astype(np.float32)
     return replace(known, classes=tuple(classes), exemplars=exemplars, vectors=vectors), len(added)
+
+
+def _identity(
+    correction: Correction, known: Collected, by_image: Mapping[str, Sequence[int]], encoder: Encoder, context: float
+) -> str:
+    """The image's id; with a hash of its pixels where the memory knows another picture by that id."""
+    rows = [row for row in by_image.get(correction.image, ()) if known.exemplars[row].variant == "drawn"][:LOOKED]
+    if not rows:
+        return correction.image
+    boxes = [np.array(known.exemplars[row].box, dtype=np.float32) for row in rows]
+    vectors = encoder.encode_images([crop(correction.picture, box, context) for box in boxes])
+    if (vectors * known.vectors[rows]).sum(axis=1).min() >= SAME_PICTURE:
+        return correction.image
+    return f"{correction.image}@{hashlib.sha256(correction.picture.tobytes()).hexdigest()[:12]}"
 
 
 def _superseded(there: Sequence[Exemplar], box: FloatArray, label: str | None) -> set[str]:

@@ -134,3 +134,14 @@ def test_a_second_writer_waits_and_then_says_so(
 def test_a_box_too_thin_to_see_is_no_example(memory: ExemplarMemory) -> None:
     said = Correction("s0", Image.new("RGB", (120, 100)), Detections.empty(()), np.array([[5, 5, 6, 40]], np.float32))
     assert len(memory.learnt([said])) == len(memory)
+
+
+def test_another_picture_of_the_same_id_leaves_what_is_known_alone(memory: ExemplarMemory, gold: Dataset) -> None:
+    truth = gold[0].truth
+    assert truth is not None
+    stranger = Image.new("RGB", (120, 100), "green")
+    said = Correction("s0", stranger, truth, NONE)
+    after = memory.learnt([said])
+    assert after.counts["red"] == memory.counts["red"] + 1
+    assert after.learnt([said]).counts == after.counts
+    assert {e.id for e in memory.remembered()} < {e.id for e in after.remembered()}

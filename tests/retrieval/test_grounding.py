@@ -17,7 +17,7 @@ from foveal.errors import BadImage, BadInput
 from retrieval.archive import Archive
 from retrieval.grounding import AnswersMany, answer, combined, subject
 from retrieval.query import SearchQuery
-from retrieval.results import Hit
+from retrieval.results import Hit, Results
 from tests.retrieval.pixels import PixelEncoder, write_images
 
 PALETTE = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0), "white": (255,) * 3}
@@ -192,3 +192,37 @@ def test_numbers_give_the_median_and_words_the_majority() -> None:
     assert combined([], []) == ("", 0.0)
     assert combined(["no", "Yes.", "no"], [0.5, 0.1, 0.4], anywhere=True) == ("Yes.", pytest.approx(0.1))
     assert combined(["no", "Yes.", "no"], [0.5, 0.1, 0.4])[0] == "no"
+
+
+def test_images_that_do_not_show_the_thing_have_no_vote(archive: Archive) -> None:
+    vlm = Eyes()
+    found = answer("what colour is the blue?", archive, PixelEncoder(), vlm, k=8)
+    assert (found.text, found.agreement, found.nothing) == ("blue", pytest.approx(1), False)
+    assert {c.shows for c in found.citations} == {True, False}
+    assert all((c.answer is not None, c.weight > 0) == (c.shows, c.shows) for c in found.citations)
+    unchecked = answer("what colour is the blue?", archive, PixelEncoder(), Eye(), k=8, check=False)
+    assert {c.shows for c in unchecked.citations} == {None}
+    assert all(c.answer is not None for c in unchecked.citations)
+
+
+@pytest.mark.parametrize(("question", "text"), [("is there a blue", "No."), ("what colour is the blue", "")])
+def test_what_the_model_sees_nowhere_is_not_there(archive: Archive, question: str, text: str) -> None:
+    found = answer(question, archive, PixelEncoder(), Eye(), filter="colour = 'red'", k=2)
+    assert found.nothing
+    assert found.reason == "the model sees no 'blue' in the 2 images that match best"
+    assert (found.text, len(found.citations)) == (text, 2)
+
+
+def test_the_model_looks_even_where_the_search_finds_nothing(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    def search(query: SearchQuery, encoder: PixelEncoder) -> Results:
+        found = Archive.search(archive, query, encoder)
+        hits = found.hits if query.anyway else ()
+        return Results(hits, kept=found.kept, reason="no image shows 'blue'")
+
+    monkeypatch.setattr(archive, "search", search)
+    seen = answer("is there a blue", archive, PixelEncoder(), Eye())
+    assert (seen.text, seen.nothing, seen.reason) == ("Yes.", False, None)
+    trusted = answer("is there a blue", archive, PixelEncoder(), Eye(), check=False)
+    assert (trusted.text, trusted.nothing, trusted.reason) == ("no", True, "no image shows 'blue'")
+    both = answer("is there a blue", archive, PixelEncoder(), Eye(), check=False, anyway=True)
+    assert (both.text, both.nothing) == ("Yes.", True)
