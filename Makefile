@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.archive_search
+	$(BIN)/python -m benchmarks.bench_search --engines archive faiss "brute force"
 
 clean:
 	rm -rf $(VENV) runs

@@ -202,11 +202,11 @@ def write_prior(site: Site, encoder: Encoder) -> None:
     stacked = np.concatenate(
         [np.column_stack([one.evidence.hits, np.full(len(one.right), o)]) for one, o in zip(asked, odds, strict=True)]
     )
-    presence, threshold, hit, _ = relevance_fit.learn(asked, queries, Logistic.flat(stacked))
+    presence, _, hit, _ = relevance_fit.learn(asked, queries, Logistic.flat(stacked))
     lines = [f"{name} = {_code(model)}" for name, model in (("PRESENCE", presence), ("HIT", hit))]
     file = ROOT / "retrieval" / "relevance_prior.py"
     head = file.read_text().split("PRESENCE =")[0]
-    file.write_text(head + "\n".join([*lines, f"THRESHOLD = {threshold:.3f}", ""]))
+    file.write_text(head + "\n".join([*lines, ""]))
 
 
 def _padded(hits: np.ndarray) -> Logistic:

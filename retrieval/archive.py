@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Collection, Container, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ from foveal.detections import FloatArray
 from foveal.errors import BadInput, FovealError, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
+from retrieval.adding import AddReport, take_in
 from retrieval.check import CheckReport, inspect
 from retrieval.checksums import Checksums
 from retrieval.feedback import Feedback
 from retrieval.index import IndexSettings
-from retrieval.ingest import Embedding, embed, identity
+from retrieval.ingest import Embedding, Rejected, embed, identity
 from retrieval.reader import Reader, size_of
 from retrieval.settings import Settings
 from retrieval.sources import Source, Sources
@@ -40,18 +40,6 @@ from retrieval.table import Row, Table, Value
 from retrieval.upkeep import Upkeep
 
 LOCK_SECONDS = 10.0
-
-
-@dataclass(slots=True)
-class AddReport:
-    """What became of the images of one `add`."""
-
-    added: int = 0
-    updated: int = 0  # re-embedded, or given new metadata, under the same id
-    unchanged: int = 0
-    removed: int = 0  # no longer in the sources
-    quarantined: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (URI, reason)
-    notes: list[str] = field(default_factory=list[str])  # what could not be used as given
 
 
 class Archive(Reader):
@@ -135,18 +123,9 @@ class Archive(Reader):
             building: Future[None] | None = None
             progress.start("embed", found.total)
             try:
-                for batch in batches:
-                    replaced = self._write(batch.rows, report.notes)
-                    if batch.restamped:
-                        self.table().restamp(batch.restamped)
-                    self._quarantine.update(batch.rejected, batch.seen)
-                    report.added += len(batch.rows) - replaced
-                    report.updated += replaced
-                    report.unchanged += batch.unchanged
-                    report.quarantined += [(entry.uri, entry.reason) for entry in batch.rejected]
+                for batch in take_in(batches, self, report, progress):
                     if sync:
                         seen.update(batch.seen)
-                    progress.advance(batch.files)
                     if building is None or building.done():
                         building = beside.submit(self._upkeep.run, self.snapshot, SilentProgress())
             finally:
@@ -183,34 +162,32 @@ class Archive(Reader):
                 received=str(vectors.shape),
             )
         shapes = sizes or [(0, 0)] * len(uris)
-        records: Sequence[Mapping[str, Value]] = metadata or [{}] * len(uris)
-        unit = _directions(vectors)
-        rows = [
-            Row(identity(uri), uri, "", *shape, record, vector)
-            for uri, shape, record, vector in zip(uris, shapes, records, unit, strict=True)
+        facts: Sequence[Mapping[str, Value]] = metadata or [{}] * len(uris)
+        records = [
+            {"uri": uri, "width": width, "height": height, "metadata": told}
+            for uri, (width, height), told in zip(uris, shapes, facts, strict=True)
         ]
-        with self._writing():
-            self._write(rows, [])
-            self.table().tidy()
-            self._sums.record()
+        self.add_records(records, vectors, fingerprint=fingerprint)
         self.index()
-        return [row.id for row in rows]
+        return [identity(uri) for uri in uris]
 
-    def add_records(self, records: Sequence[Mapping[str, Any]], vectors: FloatArray) -> list[str]:
-        """Commits rows of another archive, given by field and vector (N, D); returns notes on their metadata.
+    def add_records(self, records: Sequence[Mapping[str, Any]], vectors: FloatArray, *, fingerprint: str) -> list[str]:
+        """Commits rows given by field (`uri` and `metadata` at least) and vector (N, D); notes on their metadata.
 
-        Unlike `add_vectors` it leaves indexing to the caller, and the fingerprint too.
+        Leaves indexing to the caller. Raises as `add_vectors`.
         """
+        self._require_fingerprint(fingerprint)
         rows = [
             Row(
-                identity(record["uri"]), record["uri"], record["content_hash"] or "", record["width"] or 0,
-                record["height"] or 0, record["metadata"], vector, bytes=record["bytes"] or 0, phash=record["phash"],
+                identity(record["uri"]), record["uri"], record.get("content_hash") or "", record.get("width") or 0,
+                record.get("height") or 0, record["metadata"], vector, bytes=record.get("bytes") or 0,
+                phash=record.get("phash"),
             )
             for record, vector in zip(records, _directions(vectors), strict=True)
         ]  # fmt: skip
         notes: list[str] = []
         with self._writing():
-            self._write(rows, notes)
+            self.write(rows, notes)
             self.table().tidy()
             self._sums.record()
         return notes
@@ -285,16 +262,26 @@ class Archive(Reader):
         with self._upkeep.lock, self._writing():
             yield
 
-    # Inside.
+    # What `take_in` needs; the writer's lock is held.
 
-    def _write(self, rows: Sequence[Row], notes: list[str]) -> int:
-        """Commits rows, adding to `notes`; returns how many of their ids were there already."""
+    def write(self, rows: Sequence[Row], notes: list[str]) -> tuple[int, Sequence[Rejected]]:
+        """See `Sink`; a table takes every row."""
         if not rows:
-            return 0
+            return 0, ()
         table = self.table()
         known = table.known([row.id for row in rows])
         notes += table.write(rows, self.fingerprint, known)
-        return len(known)
+        return len(known), ()
+
+    def restamp(self, stamps: Mapping[str, str]) -> None:
+        """See `Sink`."""
+        self.table().restamp(stamps)
+
+    def set_aside(self, rejected: Sequence[Rejected], seen: Sequence[str]) -> None:
+        """See `Sink`."""
+        self._quarantine.update(rejected, seen)
+
+    # Inside.
 
     def _delete(self, ids: Sequence[str]) -> int:
         return self.table().delete(list(ids)) if ids else 0

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from foveal.models import Encoder
 from foveal.progress import Progress
-from retrieval.archive import AddReport, Archive
+from retrieval.adding import AddReport
+from retrieval.archive import Archive
 from retrieval.ingest import identity
 from retrieval.sources import Sources
 from retrieval.sources_item import local_uri

@@ -24,7 +24,7 @@ from foveal.detections import FloatArray
 from foveal.errors import BadInput, FingerprintMismatch
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
-from retrieval.archive import AddReport
+from retrieval.adding import AddReport, take_in
 from retrieval.check import CheckReport
 from retrieval.filters import parse
 from retrieval.index import IndexSettings
@@ -143,18 +143,9 @@ class MilvusArchive:
         progress.start("embed", found.total)
         try:
             with closing(through(found, encoder, self._known)) as batches:
-                for batch in batches:
-                    replaced, refused = self._write(batch.rows, report.notes)
-                    self._restamp(batch.restamped)
-                    rejected = [*batch.rejected, *refused]
-                    self._records.update(rejected, batch.seen)
-                    report.added += len(batch.rows) - len(refused) - replaced
-                    report.updated += replaced
-                    report.unchanged += batch.unchanged
-                    report.quarantined += [(entry.uri, entry.reason) for entry in rejected]
+                for batch in take_in(batches, self, report, progress):
                     if sync:
                         seen.update(batch.seen)
-                    progress.advance(batch.files)
         finally:
             progress.finish()
         if sync:
@@ -181,7 +172,7 @@ class MilvusArchive:
         """
         self._require_fingerprint(fingerprint)
         rows = from_vectors(uris, vectors, self.settings.dimension, sizes, metadata)
-        _, refused = self._write(rows, [])
+        _, refused = self.write(rows, [])
         if refused:
             raise BadInput(f"{len(refused)} records cannot be stored, e.g. of {refused[0].uri}: {refused[0].reason}")
         return [row.id for row in rows]
@@ -255,14 +246,10 @@ class MilvusArchive:
         """FingerprintMismatch unless `encoder` made the vectors here."""
         self._require_fingerprint(encoder.fingerprint, encoder.name)
 
-    # Inside.
+    # What `take_in` needs.
 
-    def _known(self, ids: Sequence[str]) -> dict[str, Known]:
-        found = self._rows.find(ids, ["content_hash", "metadata", "stamp"])
-        return {key: Known(row["content_hash"], row["metadata"], row["stamp"]) for key, row in found.items()}
-
-    def _write(self, rows: Sequence[Row], notes: list[str]) -> tuple[int, list[Rejected]]:
-        """Upserts rows; returns how many of their ids were there, and those that Milvus cannot take."""
+    def write(self, rows: Sequence[Row], notes: list[str]) -> tuple[int, Sequence[Rejected]]:
+        """See `Sink`; upserts what Milvus can take."""
         if not rows:
             return 0, []
         kept = ["vector", "phash"] if any(row.vector is None for row in rows) else []
@@ -274,10 +261,20 @@ class MilvusArchive:
         notes += made.notes
         return sum(row["id"] in stored for row in made.rows), made.refused
 
-    def _restamp(self, stamps: Mapping[str, str]) -> None:
-        """New stamps of images whose bytes have turned out the same; Milvus Lite writes whole rows only."""
+    def set_aside(self, rejected: Sequence[Rejected], seen: Sequence[str]) -> None:
+        """See `Sink`."""
+        self._records.update(rejected, seen)
+
+    def restamp(self, stamps: Mapping[str, str]) -> None:
+        """See `Sink`; Milvus Lite writes whole rows only."""
         rows = self._rows.find(list(stamps), [*FIELDS, "vector"])
         self._rows.upsert([{**row, "stamp": stamps[key]} for key, row in rows.items()])
+
+    # Inside.
+
+    def _known(self, ids: Sequence[str]) -> dict[str, Known]:
+        found = self._rows.find(ids, ["content_hash", "metadata", "stamp"])
+        return {key: Known(row["content_hash"], row["metadata"], row["stamp"]) for key, row in found.items()}
 
     def _scan(self, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
         for piece in self._rows.scan('id != ""', fields):

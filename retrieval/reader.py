@@ -285,7 +285,8 @@ class Reader:
                 f"{self.path} was built with {self.encoder}, not with {name}",
                 expected=f"fingerprint {self.fingerprint[:12]}",
                 received=fingerprint[:12],
-                remedy=f"Use that encoder, or embed anew: foveal archive add IMAGES --archive NEW_DIR --encoder {name}",
+                remedy=f"Use that encoder, move this archive to {name} with `foveal archive reembed`, or begin another "
+                "with `foveal archive add`.",
             )
 
 

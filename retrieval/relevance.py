@@ -47,7 +47,7 @@ class Model:
     contrast: FloatArray  # (C, D)
     scale: float  # of the encoder's logits
     presence: Logistic  # of the query's features: whether anything matches
-    threshold: float  # of its log-odds, below which nothing does
+    threshold: float | None  # of its log-odds, below which nothing does; None: nobody can tell, and nothing is refused
     hit: Logistic  # of a hit's features and the log-odds of presence
     calibrator: Calibrator | None  # of the probabilities that `hit` gives; None: as they are
     basis: Mapping[str, Any]  # what it was fitted to
@@ -94,7 +94,7 @@ class Model:
                 contrast.astype(np.float32),
                 float(record["scale"]),
                 Logistic(**record["presence"]),
-                float(record["threshold"]),
+                None if record["threshold"] is None else float(record["threshold"]),
                 Logistic(**record["hit"]),
                 None if calibrator is None else Calibrator.from_json(calibrator),
                 record["basis"],
@@ -158,7 +158,7 @@ class Relevance:
             else:
                 probability = probability * (1 - chances)
         decided = all(part.text is not None for part in asked.parts if part.weight > 0)
-        if not decided or max(present) >= model.threshold:
+        if not decided or model.threshold is None or max(present) >= model.threshold:
             return Verdict(probability, None)
         named = " or ".join(repr(part.text) for part, _ in texts if part.weight > 0)
         return Verdict(probability, f"no image shows {named}, as far as the encoder can tell")

@@ -29,7 +29,7 @@ from retrieval.evidence import BACKGROUND, CONTRAST, TOP, Backdrop, Evidence
 from retrieval.feedback import Feedback, Judgement
 from retrieval.logistic import Logistic
 from retrieval.relevance import Model
-from retrieval.relevance_prior import HIT, PRESENCE, THRESHOLD
+from retrieval.relevance_prior import HIT, PRESENCE
 from retrieval.snapshot import Snapshot
 
 Array = npt.NDArray[np.float64]
@@ -103,7 +103,7 @@ def fit(
         embedded = np.concatenate([embedded, encoder.encode_texts(list(nowhere))])
         asked = ask(vectors, {**said, **nowhere}, embedded, against, encoder.logit_scale)
     basis: dict[str, Any] = {"phrases": len(said) if asked else 0, "images": len(vectors), "judgements": 0}
-    presence, threshold, hit, calibrator = PRESENCE, THRESHOLD, HIT, None
+    presence, threshold, hit, calibrator = PRESENCE, None, HIT, None  # a prior of other scenes refuses nothing here
     if asked:
         presence, threshold, hit, calibrator = learn(asked, PRESENCE, HIT)
     model = Model(encoder.fingerprint, against, encoder.logit_scale, presence, threshold, hit, calibrator, basis)

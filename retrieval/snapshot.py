@@ -33,7 +33,7 @@ class Part:
     @classmethod
     def of(cls, segment: Segment, live: IntArray) -> Part:
         """The part of `segment` whose rows are among the ascending seqs `live`."""
-        if len(live) == len(segment.seqs):
+        if np.array_equal(live, segment.seqs):
             return cls(segment.index, segment.seqs, segment.told, None)
         positions = np.flatnonzero(contained(segment.seqs, live))
         return cls(segment.index, segment.seqs, segment.told, segment.index.subset(positions, gather=False))

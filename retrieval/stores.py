@@ -24,7 +24,8 @@ from retrieval.results import Hit, Results
 from retrieval.settings import NoArchive
 
 if TYPE_CHECKING:
-    from retrieval.archive import AddReport, Archive
+    from retrieval.adding import AddReport
+    from retrieval.archive import Archive
     from retrieval.check import CheckReport
     from retrieval.index import IndexSettings
     from retrieval.milvus import MilvusArchive

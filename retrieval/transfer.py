@@ -115,7 +115,7 @@ def read(archive: Archive, source: Path, encoder: Encoder, progress: Progress) -
             for records, vectors in _pieces(file, array):
                 if not fingerprint and not count:
                     _compare(source, records, vectors, encoder)
-                notes += archive.add_records(records, vectors)
+                notes += archive.add_records(records, vectors, fingerprint=archive.fingerprint)
                 count += len(records)
                 progress.advance(len(records))
         finally:

@@ -133,6 +133,7 @@ def test_the_prior_stands_without_captions(tmp_path: Path) -> None:
     model = calibrate(archive, ENCODER)
     assert model.basis["phrases"] == 0
     assert archive.search(SearchQuery(text="a small cup"), ENCODER)[0].probability is not None
+    assert not archive.search(SearchQuery(text="a zebra kettle"), ENCODER).nothing  # it was fitted to other scenes
 
 
 def test_feedback_moves_probabilities(tmp_path: Path) -> None:
