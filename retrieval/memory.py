@@ -66,7 +66,8 @@ class ExemplarMemory:
         self._index = VectorIndex.flat(Vectors.of(collected.vectors))
         self._columns = np.array([self._column(e.label) for e in collected.exemplars], dtype=np.int64)
         self._images = np.array([e.image for e in collected.exemplars])
-        self._final = np.array([e.reviewed and e.variant == "drawn" for e in collected.exemplars])
+        # Its altered crops too: where the picture is even they are the same pixels, and may be found in its stead.
+        self._final = np.array([e.reviewed for e in collected.exemplars])
         number = {id: n for n, id in enumerate(dict.fromkeys(e.id for e in collected.exemplars))}
         self._boxes = np.array([number[e.id] for e in collected.exemplars], dtype=np.int64)
         self._variants = int(np.bincount(self._boxes).max())

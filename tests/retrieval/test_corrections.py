@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from filelock import FileLock
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -45,6 +45,7 @@ edges = st.tuples(st.integers(0, 80), st.integers(0, 60), st.integers(6, 39), st
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edges, st.integers(0, 7), st.sampled_from(["red", "blue", "unseen", "new", None]))
+@example((7, 12, 6, 6), 1, "blue")  # an even piece of the picture, the same when it is moved or flipped
 def test_a_verdict_stands_at_once_for_the_very_same_crop(
     memory: ExemplarMemory, gold: Dataset, place: tuple[int, int, int, int], number: int, label: str | None
 ) -> None:
