@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--base", default="bundled:clip")
     parser.add_argument("--train", required=True, help="class folders, or a dataset with boxes")
     parser.add_argument("--test", required=True)
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--shots", type=int, nargs="*", default=[1, 4, 16], help="a class; all images follow always")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30.0, help="of training, each LoRA run")
     parser.add_argument("--context", type=float, default=0.1, help="around a box, in parts of its size")

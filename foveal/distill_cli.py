@@ -1,0 +1,109 @@
+"""`foveal prelabel`, `foveal distill` and `foveal export`: from unlabelled images to a compact detector."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef, OutDir, Overrides, live_progress
+from foveal.printing import Json, emit
+
+
+class _RunByDefault(TyperGroup):
+    """`foveal prelabel SOURCE ...` is `foveal prelabel run SOURCE ...`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+prelabel_app = typer.Typer(
+    cls=_RunByDefault, no_args_is_help=True, help="Label images with a teacher; `foveal prelabel SOURCE` starts a job."
+)
+
+
+@prelabel_app.command("run")
+def prelabel_run(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images to label.")],
+    ontology: Annotated[Path, typer.Option(metavar="FILE", help="YAML: class names, prompts, targets.")],
+    gold: Annotated[str, typer.Option(metavar="FILE", help="A small labelled set to calibrate on.")],
+    out: OutDir,
+    teacher: Annotated[str, typer.Option(metavar="REF", help="Open-vocabulary detector.")] = DEFAULT_TEACHER,
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    config: Config = None,
+    overrides: Overrides = None,
+    json_: Json = False,
+) -> None:
+    """Label images with a teacher, verify by memory, and route each box to accept, review or reject.
+
+    Example: foveal prelabel images/ --ontology ontology.yaml --gold gold/instances.json --out runs/prelabels
+    """
+    from distill.ontology import Ontology
+    from distill.prelabel import PrelabelSettings
+    from distill.prelabel import prelabel as label
+    from foveal.config import load
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder, load_open_detector
+    from retrieval.memory import ExemplarMemory
+
+    settings = load(PrelabelSettings, config, overrides or ())
+    classes, gold_set = Ontology.load(ontology), Dataset.open(gold)
+    found, model, progress = load_open_detector(teacher), load_encoder(encoder), live_progress()
+    memory = ExemplarMemory.build(model, gold_set, progress=progress)
+    report = label(source, classes, found, gold_set, memory, out, settings, progress)
+    emit(report.to_json(), json_)
+
+
+def distill(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Pre-labels, or any labelled dataset.")],
+    out: OutDir,
+    student: Annotated[
+        str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
+    ] = "fcos-mobilenet",
+    gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
+    config: Config = None,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    json_: Json = False,
+) -> None:
+    """Train a compact student detector.
+
+    Example: foveal distill runs/prelabels --student fcos-mobilenet --out runs/student --set max_seconds=120
+    """
+    from distill.train import TrainSettings, train, training_set
+    from foveal.config import load
+    from foveal.dataset import Dataset
+
+    report = train(
+        training_set(dataset),
+        student,
+        out,
+        load(TrainSettings, config, overrides or ()),
+        live_progress(),
+        gold=Dataset.open(gold) if gold else None,
+        fresh=fresh,
+    )
+    emit(report, json_)
+
+
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `foveal distill` wrote.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write; else beside MODEL.")] = None,
+    to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime to export for.")] = "onnx",
+    int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
+    json_: Json = False,
+) -> None:
+    """Export a student, check it against its source, and quantise it when asked.
+
+    Example: foveal export runs/student --to onnx --int8 runs/site/images --out runs/student-int8
+    """
+    from distill.export import export as run
+    from foveal.dataset import Dataset
+
+    out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
+    emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=live_progress()), json_)
