@@ -107,7 +107,9 @@ def choose_routing(
         if not members:
             continue
         mine = np.isin(labels, members)
-        choice = threshold_for_precision(gold.probabilities[mine], gold.correct[mine], goal, confidence, floor=LIKELY)
+        choice = threshold_for_precision(
+            gold.probabilities[mine], gold.correct[mine], goal, confidence, floor=LIKELY, groups=gold.images[mine]
+        )
         choices.append(choice)
         accept.update(dict.fromkeys(members, choice.threshold))
     promises: dict[str, ClassPromise] = {}

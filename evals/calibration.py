@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import isotonic_regression  # pyright: ignore[reportMissingTypeStubs]
 
-from evals.intervals import smallest_sample, wilson
+from evals.intervals import lower_bounds, smallest_sample, wilson
 from foveal.errors import BadInput
 
 __all__ = [
@@ -272,12 +272,16 @@ def threshold_for_precision(
     confidence: float | None = 0.95,
     *,
     floor: float = 0.0,
+    groups: npt.ArrayLike | None = None,
 ) -> ThresholdChoice:
     """The lowest threshold, not below `floor`, above which the sample's precision meets `target`.
 
-    With `confidence`, the one-sided Wilson lower bound must meet it: a promise, if the sample was not used to fit
-    the probabilities (pass out-of-fold ones). Where no threshold does, or with `confidence` None, the point estimate
-    decides and `proven` is False, the reason saying what is missing.
+    With `confidence`, the lower bound of `evals.intervals.lower_bounds` must meet it: a promise, if the sample was not
+    used to fit the probabilities (pass out-of-fold ones). Where no threshold does, or with `confidence` None, the point
+    estimate decides and `proven` is False, the reason saying what is missing.
+
+    Args:
+        groups: (N,) the image of each prediction, as predictions of one image err together.
     """
     p, y = _checked(probabilities, correct)
     order = np.argsort(-p, kind="stable")
@@ -285,18 +289,21 @@ def threshold_for_precision(
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(p) else np.zeros(0, dtype=np.intp)
     ends = ends[ranked[ends] >= floor]
     total = int(y.sum())
+    bounds = None
+    if confidence is not None:
+        bounds = lower_bounds(y[order], None if groups is None else np.asarray(groups)[order], confidence)
 
     def choice(end: int | None, proven: bool, reason: str) -> ThresholdChoice:
         if end is None:
             return ThresholdChoice(None, target, confidence, False, 0, 0, None, None, 0.0, reason)
         n, k = end + 1, int(hits[end])
-        bound = wilson(k, n, confidence, one_sided=True)[0] if confidence is not None else None
+        bound = None if bounds is None else float(bounds[end])
         return ThresholdChoice(
             float(ranked[end]), target, confidence, proven, n, k, k / n, bound, k / max(total, 1), reason
         )
 
-    if confidence is not None:
-        passing = [e for e in ends.tolist() if wilson(int(hits[e]), e + 1, confidence, one_sided=True)[0] >= target]
+    if confidence is not None and bounds is not None:
+        passing = ends[bounds[ends] >= target].tolist()
         if passing:
             return choice(passing[-1], True, f"precision is at least {target:g} with {confidence:.0%} confidence")
     met = [e for e in ends.tolist() if hits[e] / (e + 1) >= target]

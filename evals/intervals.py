@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import betaincinv  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 from foveal.errors import BadInput
+
+Array = npt.NDArray[np.float64]
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95, *, one_sided: bool = False) -> tuple[float, float]:
@@ -31,11 +39,43 @@ def wilson(successes: int, n: int, confidence: float = 0.95, *, one_sided: bool 
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def lower_bounds(correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, confidence: float = 0.95) -> Array:
+    """For each n, the one-sided lower bound on the proportion that the first n of N outcomes leave -> (N,).
+
+    Clopper and Pearson's exact bound. Outcomes of one group (boxes of one image) err together, so n of them tell less
+    than n independent ones: with `groups` (N,) the bound is that of the effective sample, n divided by the design
+    effect, the variance between groups over that of independent outcomes, never below 1 (Korn and Graubard 1998,
+    Survey Methodology 24, 193-201).
+    """
+    y = np.asarray(correct, dtype=np.float64)
+    n, hits = np.arange(1, len(y) + 1, dtype=np.float64), np.cumsum(y)
+    if not len(y):
+        return np.zeros(0)
+    effect = np.ones(len(y)) if groups is None else _design_effects(y, np.asarray(groups))
+    size = n / effect
+    k = hits / n * size
+    bounds = cast("Array", betaincinv(np.maximum(k, 1e-9), size - k + 1, 1 - confidence))
+    return np.where(k > 0, bounds, 0.0)
+
+
+def _design_effects(y: Array, groups: npt.NDArray[Any]) -> Array:
+    """Of each prefix: variance of its share between groups over the variance of independent outcomes, at least 1."""
+    known, place = np.unique(groups, return_inverse=True)
+    count = np.zeros((len(known), 2))  # of each group so far: outcomes, and those that were right
+    result = np.ones(len(y))
+    n = hits = 0.0
+    for i, (group, right) in enumerate(zip(place.tolist(), y.tolist(), strict=True)):
+        count[group] += 1.0, right
+        n, hits = n + 1, hits + right
+        share, met = hits / n, int((count[:, 0] > 0).sum())
+        if 0 < share < 1 and met > 1:
+            between = float(((count[:, 1] - share * count[:, 0]) ** 2).sum()) / n**2 * met / (met - 1)
+            result[i] = max(1.0, between / (share * (1 - share) / n))
+    return result
+
+
 def smallest_sample(target: float, confidence: float = 0.95) -> int:
-    """How many samples, all correct, a one-sided Wilson bound needs before it reaches `target`."""
+    """How many outcomes, all correct and independent, prove a proportion of `target`: target ** n <= 1 - confidence."""
     if not 0 < target < 1:
         raise BadInput("target out of range", expected="between 0 and 1, as in 0.90", received=str(target))
-    n = 1
-    while wilson(n, n, confidence, one_sided=True)[0] < target:
-        n += 1
-    return n
+    return math.ceil(math.log(1 - confidence) / math.log(target))

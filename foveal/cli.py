@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__
+from foveal import __version__, precision_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.distill_cli import distill, export, prelabel_app
@@ -37,6 +37,8 @@ app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 app.add_typer(eval_app, name="eval")
 app.add_typer(memory_app, name="memory")
+for command in (precision_cli.sample, precision_cli.audit, precision_cli.suspects):
+    prelabel_app.command()(command)
 app.add_typer(prelabel_app, name="prelabel")
 app.add_typer(registry_app, name="registry")
 app.command()(distill)

@@ -17,6 +17,7 @@ from evals.calibration import (
     threshold_for_precision,
     wilson,
 )
+from evals.intervals import lower_bounds
 from foveal.errors import BadInput
 
 
@@ -32,7 +33,32 @@ def test_wilson_gives_the_textbook_interval() -> None:
 
 def test_the_smallest_sample_is_the_smallest() -> None:
     n = smallest_sample(0.9, 0.95)
-    assert wilson(n, n, 0.95, one_sided=True)[0] >= 0.9 > wilson(n - 1, n - 1, 0.95, one_sided=True)[0]
+    assert lower_bounds([True] * n)[-1] >= 0.9 > lower_bounds([True] * (n - 1))[-1]
+
+
+def test_lower_bounds_are_clopper_and_pearsons_and_grouped_ones_wider() -> None:
+    # Clopper and Pearson's two-sided 90% interval of 15 in 20, so its lower end is a one-sided 95% bound.
+    y = [True] * 15 + [False] * 5
+    assert lower_bounds(y)[-1] == pytest.approx(0.5444, abs=1e-4)
+    assert lower_bounds([False, False]).tolist() == [0, 0]
+    assert lower_bounds([]).tolist() == []
+    apart, together = np.arange(20), np.repeat(np.arange(4), 5)
+    assert lower_bounds(y, apart)[-1] == pytest.approx(lower_bounds(y)[-1], abs=0.02)
+    # Five that are right or wrong together are worth one, less the one that their mean costs: 3 of 4, as 2.25 of 3.
+    assert lower_bounds([True] * 2 + [False])[-1] < lower_bounds(y, together)[-1] < lower_bounds([True] * 3 + [False])[-1]
+
+
+def test_the_promise_holds_where_boxes_of_an_image_err_together() -> None:
+    rng = np.random.default_rng(0)
+    plain = grouped = 0
+    for _ in range(300):
+        images = np.repeat(np.arange(30), 8)
+        shift = rng.normal(0, 1.5, 30)[images]
+        right = rng.random(240) < 1 / (1 + np.exp(-(3.0 + shift)))
+        truth = 0.9035  # mean of the logistic of 3 with a spread of 1.5
+        plain += lower_bounds(right)[-1] > truth
+        grouped += lower_bounds(right, images)[-1] > truth
+    assert grouped / 300 < 0.08 < plain / 300
 
 
 def test_calibration_errors_of_known_cases() -> None:
