@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from adapt.pretrain import PATCH, VISION_LAYERS, WIDTH
 from adapt.pretrain_data import MEAN, STD
@@ -103,6 +103,13 @@ at least 0.5 with the only object of its kind):
 """
 
 
+def as_published(path: Path) -> None:
+    """Name the vision tower's tensors as published LLaVA checkpoints do, which vLLM 0.32 insists on."""
+    weights = load_file(path)
+    named = {name.replace("vision_tower.", "vision_tower.vision_model.", 1): value for name, value in weights.items()}
+    save_file(named, path, metadata={"format": "pt"})
+
+
 def export(work: Path, out: Path, recipe: dict[str, Any], progress: Progress | None = None) -> None:
     """Write the transformers folder, check its logits and measure it.
 
@@ -136,6 +143,7 @@ def export(work: Path, out: Path, recipe: dict[str, Any], progress: Progress | N
             do_sample=False, pad_token_id=ids[1], bos_token_id=ids[2], eos_token_id=ids[3]
         )
         models[1].half().save_pretrained(folder)
+        as_published(folder / "model.safetensors")
         processor.save_pretrained(folder)
         vlm: Any = load_vlm(f"hf:{folder}", "cpu")
         scene = render(HELD_OUT * STRIDE, "base")

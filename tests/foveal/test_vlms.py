@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import foveal
 from foveal.errors import BadInput, UnknownName
 from foveal.models import BUNDLED, ModelRef, VisionLanguageModel, load_vlm, parse_ref
 from foveal.quantised import through_nf4, to_nf4
@@ -153,3 +154,13 @@ def test_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(BUNDLED, "vlm", ModelRef("hf", str(tmp_path / "vlm")))
     with pytest.raises(BadInput, match="holds no bundled vlm"):
         parse_ref("bundled:vlm")
+
+
+def test_the_bundled_vlm_names_its_tensors_as_published_checkpoints_do() -> None:
+    """vLLM 0.32 refuses a LLaVA whose vision tower lacks the `vision_model` that transformers 5 no longer needs."""
+    from safetensors import safe_open
+
+    with safe_open(Path(foveal.__file__).parent / "backbones" / "vlm" / "model.safetensors", "pt") as weights:
+        vision = [name for name in weights.keys() if name.startswith("vision_tower.")]  # noqa: SIM118
+    assert vision
+    assert all(name.startswith("vision_tower.vision_model.") for name in vision)
