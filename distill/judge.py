@@ -171,6 +171,8 @@ def gather(
         np.log(np.maximum(sides.min(axis=1), 1.0)).astype(np.float64)[:, None],
         np.log1p(found.crowding.astype(np.float64))[:, None],
     ]
+    if found.seen_by is not None:
+        per_box.append(found.seen_by.mean(axis=1, dtype=np.float64)[:, None])
     for wanted, bank, queries in ((regions, banks.regions, found.features), (crops, banks.crops, found.crops)):
         if wanted and bank is not None and queries is not None:
             of_class, of_background = bank.evidence(queries, classes, without=without)
@@ -179,9 +181,9 @@ def gather(
     return Evidence(np.concatenate(per_class, axis=2), np.concatenate(per_box, axis=1))
 
 
-def signs(spaces: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def signs(spaces: int, ensemble: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Which way each kind of evidence may point, for `Verifier.fit`, with `spaces` banks in use."""
-    return (1,) + (1, 1) * spaces, (1, -1, 0, 0) + (-1, -1) * spaces
+    return (1,) + (1, 1) * spaces, (1, -1, 0, 0) + (1,) * ensemble + (-1, -1) * spaces
 
 
 def targets(gold: Sequence[GoldImage], names: Sequence[str], iou: float = 0.5) -> list[IntArray]:
@@ -239,7 +241,7 @@ def fit_judge(
     truth = np.concatenate(targets(gold, names))
     images = np.concatenate([np.full(len(g.found), i, dtype=np.int64) for i, g in enumerate(gold)])
     fold = folds_by_image(images, folds)
-    class_signs, box_signs = signs(regions + crops)
+    class_signs, box_signs = signs(regions + crops, gold[0].found.seen_by is not None)
 
     def out_of_fold(strength: float) -> Array:
         result = np.zeros((len(truth), len(names)))

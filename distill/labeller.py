@@ -140,8 +140,10 @@ class Labeller:
         accepted = {name: p.accepted for name, p in self.routing.promises.items()}
         total = max(sum(accepted.values()), 1)
         provenance = tuple(
-            Provenance(self.fingerprint, neighbours=near, route=route)
-            for near, route in zip(self._neighbours(found, keep, kept.labels), routes, strict=True)
+            Provenance(self.fingerprint, teachers=agreed, neighbours=near, route=route)
+            for agreed, near, route in zip(
+                self._agreed(found, keep), self._neighbours(found, keep, kept.labels), routes, strict=True
+            )
         )
         return Labelled(
             Detections(
@@ -158,6 +160,13 @@ class Labeller:
             found.teacher[keep].argmax(axis=1),
             found.teacher[keep].max(axis=1, initial=0.0),
         )
+
+    def _agreed(self, found: Candidates, keep: IntArray) -> list[tuple[str, ...]]:
+        """Which teachers proposed each kept box; of one teacher nothing is said."""
+        members: tuple[str, ...] = getattr(self.teacher, "members", ())
+        if found.seen_by is None:
+            return [()] * len(keep)
+        return [tuple(np.array(members)[row].tolist()) for row in found.seen_by[keep]]
 
     def _neighbours(self, found: Candidates, keep: IntArray, labels: IntArray) -> list[tuple[Neighbour, ...]]:
         bank, queries = self.banks.crops, found.crops

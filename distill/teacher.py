@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from distill.ontology import Ontology
-from foveal.detections import FloatArray, pairwise_iou
+from foveal.detections import BoolArray, Detections, FloatArray, IntArray, pairwise_iou
 from foveal.models import OpenDetector
 
 if TYPE_CHECKING:
@@ -31,6 +31,31 @@ class Dense:
     scores: FloatArray  # (Q, P) in [0, 1], 0 where the teacher said nothing
     objectness: FloatArray | None = None  # (Q,) in [0, 1]: is it anything at all
     features: FloatArray | None = None  # (Q, D) unit length: the teacher's own view of the box
+    seen_by: BoolArray | None = None  # (Q, T) which of an ensemble's T members proposed the box
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, rows: IntArray | BoolArray) -> Dense:
+        """The selected rows."""
+        parts = (self.objectness, self.features, self.seen_by)
+        return Dense(self.boxes[rows], self.scores[rows], *(None if part is None else part[rows] for part in parts))
+
+    @property
+    def worth(self) -> FloatArray:
+        """How much is made of each box: the better of its objectness and its best score -> (Q,)."""
+        best = self.scores.max(axis=1, initial=0.0)
+        return best if self.objectness is None else np.maximum(self.objectness, best)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Dense]) -> Dense:
+        """One after the other; what only some have is dropped."""
+
+        def column(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        return cls(*(column(name) for name in ("boxes", "scores", "objectness", "features", "seen_by")))
 
 
 @runtime_checkable
@@ -53,6 +78,7 @@ class Candidates:
     crowding: FloatArray  # (N,) raw boxes that were suppressed in favour of this one
     features: FloatArray | None = None  # (N, D) the teacher's, unit length
     crops: FloatArray | None = None  # (N, D') the memory encoder's, unit length
+    seen_by: BoolArray | None = None  # (N, T) which of an ensemble's members proposed the box
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -95,17 +121,16 @@ def look(
 
     if isinstance(teacher, OwlDetector):
         return _owl(teacher, images, tuple(prompts))
-    result: list[Dense] = []
-    for found in teacher.detect(images, prompts, threshold):
-        scores = np.zeros((len(found), len(prompts)), dtype=np.float32)
-        scores[np.arange(len(found)), found.labels] = found.scores
-        # Boxes of one object, one a prompt: let each know what was said of the others.
-        same = pairwise_iou(found.boxes, found.boxes) >= SAME_BOX
-        shared = np.stack(
-            [np.where(same, scores[:, p], 0.0).max(axis=1, initial=0.0) for p in range(len(prompts))], axis=1
-        )
-        result.append(Dense(found.boxes, shared.astype(np.float32)))
-    return result
+    return [dense_of(found) for found in teacher.detect(images, prompts, threshold)]
+
+
+def dense_of(found: Detections) -> Dense:
+    """Detections, whose names are the prompts, as a `Dense`: boxes of one object know each other's scores."""
+    scores = np.zeros((len(found), len(found.names)), dtype=np.float32)
+    scores[np.arange(len(found)), found.labels] = found.scores
+    same = pairwise_iou(found.boxes, found.boxes) >= SAME_BOX
+    columns = [np.where(same, column, 0.0).max(axis=1, initial=0.0) for column in scores.T]
+    return Dense(found.boxes, np.stack(columns, axis=1).astype(np.float32))
 
 
 def _owl(teacher: OwlDetector, images: Sequence[Image], prompts: tuple[str, ...]) -> list[Dense]:
@@ -180,4 +205,5 @@ def _reduce(
         negative[keep],
         np.array(crowding, dtype=np.float32),
         None if dense.features is None else dense.features[keep],
+        seen_by=None if dense.seen_by is None else dense.seen_by[keep],
     )

@@ -33,22 +33,19 @@ Candidates = tuple[FloatArray, FloatArray, IntArray]  # boxes (Q, 4) xyxy pixels
 
 
 class TransformersOpenDetector(ABC):
-    """What the families share: batching, the optional mirrored pass, clipping and class-wise suppression.
+    """What the families share: batching, clipping and class-wise suppression.
 
     Args:
-        flip: also look at the mirrored image and merge both answers (twice the time, usually a little more recall).
         nms_iou: of two boxes of one prompt overlapping by more than this, the better one stays.
     """
 
     name: str
     fingerprint: str
 
-    def __init__(
-        self, ref: ModelRef, model: Any, processor: Any, device: str, flip: bool = False, nms_iou: float = 0.5
-    ) -> None:
+    def __init__(self, ref: ModelRef, model: Any, processor: Any, device: str, nms_iou: float = 0.5) -> None:
         from foveal import adapters
 
-        self.name, self.device, self.flip, self.nms_iou = str(ref), device, flip, nms_iou
+        self.name, self.device, self.nms_iou = str(ref), device, nms_iou
         self.processor = processor
         config = {"images": image_config(processor.image_processor), "text": tokenizer_config(processor.tokenizer)}
         model = model.float().eval()
@@ -75,10 +72,6 @@ class TransformersOpenDetector(ABC):
             part = list(images[start : start + batch])
             with torch.inference_mode():
                 answers = self.propose(part, prompts, threshold)
-                if self.flip:
-                    mirrored = self.propose([mirror(image) for image in part], prompts, threshold)
-                    pairs = zip(answers, mirrored, part, strict=True)
-                    answers = [_merge(a, _unmirror(m, image.width)) for a, m, image in pairs]
             for (boxes, scores, labels), image in zip(answers, part, strict=True):
                 everything = Detections.build(boxes, scores, labels, prompts).clipped(image.width, image.height)
                 sides = everything.boxes[:, 2:] - everything.boxes[:, :2]
@@ -220,7 +213,7 @@ FAMILIES: dict[str, type[TransformersOpenDetector]] = {
 }
 
 
-def load_hf(ref: ModelRef, device: str | None = None, flip: bool = False) -> TransformersOpenDetector:
+def load_hf(ref: ModelRef, device: str | None = None) -> TransformersOpenDetector:
     """A zero-shot detector from a folder (never touches the network) or the hub.
 
     Raises:
@@ -241,14 +234,7 @@ def load_hf(ref: ModelRef, device: str | None = None, flip: bool = False) -> Tra
         processor = AutoProcessor.from_pretrained(source, local_files_only=local)
     except LOADING_FAILS as error:
         raise unreachable(ref, error) from error
-    return FAMILIES[family](ref, model, processor, pick_device(device), flip=flip)
-
-
-def mirror(image: Image) -> Image:
-    """The image mirrored left to right."""
-    from PIL.Image import Transpose
-
-    return image.transpose(Transpose.FLIP_LEFT_RIGHT)
+    return FAMILIES[family](ref, model, processor, pick_device(device))
 
 
 def _above(
@@ -264,11 +250,6 @@ def _above(
         scale = np.array([width, height, width, height], dtype=np.float32)
         answers.append((corners[i][keep] * scale, values[i][keep], indices[i][keep]))
     return answers
-
-
-def _unmirror(found: Candidates, width: int) -> Candidates:
-    boxes, scores, labels = found
-    return np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=1), scores, labels
 
 
 def _merge(a: Candidates, b: Candidates) -> Candidates:
