@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from distill.journal import Record
 from distill.prelabel import load_report
 from distill.prelabels import detections, records
+from distill.records import Record
 from evals.calibration import ece, wilson
 from evals.detection import Curve, assign, sweep
 from foveal.dataset import Dataset

@@ -2,8 +2,8 @@
 
     foveal prelabel images/ --ontology ontology.yaml --gold gold/ --teacher bundled:owl --out prelabels/
 
-Work goes to a journal beside `out`, one batch of images at a time, so memory stays flat and a killed job continues
-after its last whole batch with byte-identical results; `out` itself appears at the end, whole.
+Work goes to a folder beside `out`, a chunk of images at a time, so memory stays flat and a killed job continues after
+its finished chunks with byte-identical results; `out` itself appears at the end, whole.
 """
 
 from __future__ import annotations
@@ -13,17 +13,15 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from distill.journal import Journal, Record
 from distill.judge import Judge
 from distill.labeller import (
     GoldSummary,
-    Labelled,
     Labeller,
     Memory,
     PrelabelSettings,
@@ -33,20 +31,24 @@ from distill.labeller import (
     save_banks,
 )
 from distill.ontology import Ontology
-from distill.prelabels import load_prelabels, write_prelabels
+from distill.prelabels import RECORDS, load_prelabels, write_prelabels
+from distill.records import Chunks, RecordFile
 from distill.routing import Routing
 from distill.teacher import DenseDetector
+from distill.workers import Done, Load, Work, in_turn
 from evals.calibration import adaptive_ece, brier, ece
 from evals.detection import sweep
 from foveal import artifacts
-from foveal.dataset import Dataset, Sample
-from foveal.errors import BadImage, BadInput, IntegrityError
+from foveal.dataset import Dataset
+from foveal.errors import BadInput, IntegrityError
 from foveal.models import OpenDetector
 from foveal.progress import Progress
 
 __all__ = ["PrelabelReport", "PrelabelSettings", "load_prelabels", "load_report", "prelabel"]
 
-CALIBRATION, BANKS, JOURNAL, REPORT = "calibration.json", "banks.npz", "boxes.jsonl", "prelabel.json"
+CALIBRATION, BANKS, REPORT = "calibration.json", "banks.npz", "prelabel.json"
+COST_SECONDS = 10.0  # between two lines about what a job costs
+Parts = tuple[OpenDetector | DenseDetector, Memory | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class PrelabelReport:
     gold: dict[str, Any]  # what it holds, and precision, recall and calibration measured on it
     seconds: float
     images_per_second: float
+    cost: float | None = None  # of these seconds, where a price was given
 
     @property
     def total_boxes(self) -> int:
@@ -87,11 +90,19 @@ def prelabel(
     out: str | Path,
     settings: PrelabelSettings | None = None,
     progress: Progress | None = None,
+    *,
+    through: Callable[[Load, Iterable[Work]], Iterator[Done]] = in_turn,
+    parts: Callable[[], Parts] | None = None,
+    price: float | None = None,
 ) -> PrelabelReport:
     """Label every image of `source`, using no label but those of `gold`; labels that `source` has are not looked at.
 
     Args:
         memory: exemplars that verify the teacher's boxes and may overrule its labels; None to go without.
+        through: who labels: this process, `workers.Processes` or `workers.RayActors`. Which of them it is changes no
+            box, but for what floating point rounds otherwise on another number of threads.
+        parts: loads teacher and memory again, in other processes; it must be picklable.
+        price: of an hour of all the machines together, in any currency.
         out: folder for `predictions.coco.json`, `accepted.coco.json`, `label_studio.json` with `label_config.xml`,
             `review.json` (most valuable first), `boxes.jsonl`, `calibration.json`, `banks.npz`, `prelabel.json` and
             the manifest. A finished job of the same inputs is not run again.
@@ -112,14 +123,18 @@ def prelabel(
         if progress is not None:
             progress.note(f"{out} holds this job already")
         return finished
+    if parts is None and through is not in_turn:
+        raise BadInput("other processes need to load the teacher themselves", remedy="Give `parts`.")
     work = out.parent / f".{out.name}.work"
-    with Journal(work / JOURNAL, job) as journal:
+    with Chunks(work / "chunks", job, len(source)) as chunks:
         labeller, gold_report = _calibrated(work, job, ontology, teacher, gold, memory, settings, progress)
-        _run(journal, source, labeller, settings.batch, progress)
-        report = _report(journal, out, job, source, labeller, gold_report, time.perf_counter() - began)
+        load = partial(_loaded, work, ontology, settings, parts) if parts is not None else (lambda: labeller)
+        _run(chunks, source, load, through, price, progress)
         with artifacts.staged(out) as folder:
-            write_prelabels(folder, source, journal, labeller.classes, ontology)
-            for name in (CALIBRATION, BANKS, JOURNAL):
+            records = chunks.join(folder / RECORDS)
+            report = _report(records, out, job, source, labeller, gold_report, time.perf_counter() - began, price)
+            write_prelabels(folder, source, records, labeller.classes, ontology)
+            for name in (CALIBRATION, BANKS):
                 shutil.copyfile(work / name, folder / name)
             (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             artifacts.seal(
@@ -293,81 +308,55 @@ def gold_report(summary: GoldSummary, routing: Routing) -> dict[str, Any]:
     return result
 
 
-def _run(journal: Journal, source: Dataset, labeller: Labeller, batch: int, progress: Progress | None) -> None:
-    """Label what the journal lacks; batches are cut at the same places whatever was done before."""
+def _loaded(work: Path, ontology: Ontology, settings: PrelabelSettings, parts: Callable[[], Parts]) -> Labeller:
+    """The calibrated labeller of the job in `work`, in a process of its own."""
+    teacher, memory = parts()
+    return _restored(work, ontology, teacher, memory, settings)[0]
+
+
+def _run(
+    chunks: Chunks,
+    source: Dataset,
+    load: Load,
+    through: Callable[[Load, Iterable[Work]], Iterator[Done]],
+    price: float | None,
+    progress: Progress | None,
+) -> None:
+    """Label the chunks that are missing."""
+    missing = chunks.missing
+    left = sum(len(chunks.rows(k)) for k in missing)
+    began, done, told = time.perf_counter(), 0, 0.0
     if progress is not None:
         progress.start("prelabel", len(source))
-        progress.advance(journal.done)
-    for samples in _batches(source, journal.done, batch):
-        journal.append(_labelled(samples, labeller))
+        progress.advance(len(source) - left)
+    for chunk, records in through(load, ((k, [source[row] for row in chunks.rows(k)]) for k in missing)):
+        chunks.write(chunk, records)
+        done += len(records)
         if progress is not None:
-            progress.advance(len(samples))
+            progress.advance(len(records))
+            seconds = time.perf_counter() - began
+            if price is not None and seconds - told > COST_SECONDS:
+                spent, told = price * seconds / 3600, seconds
+                progress.note(f"cost {spent:.4g} so far, about {spent * (left - done) / done:.4g} to go")
     if progress is not None:
         progress.finish()
 
 
-def _batches(source: Dataset, done: int, batch: int) -> Iterator[list[Sample]]:
-    start = done - done % batch
-    samples = (source[i] for i in range(start, len(source)))
-    while part := list(islice(samples, batch)):
-        yield part
-
-
-def _labelled(samples: list[Sample], labeller: Labeller) -> list[Record]:
-    records: list[Record] = []
-    images: dict[int, Any] = {}
-    for i, sample in enumerate(samples):
-        record: Record = {"image": sample.id, "file": sample.path.name, "width": sample.width, "height": sample.height}
-        try:
-            images[i] = sample.image()
-        except BadImage as error:
-            record["error"] = str(error)
-        records.append(record)
-    for i, found in zip(images, labeller.label(list(images.values())), strict=True):
-        records[i]["boxes"] = [_box(found, row) for row in range(len(found.detections))]
-    return records
-
-
-def _box(found: Labelled, row: int) -> Record:
-    kept = found.detections
-    assert kept.probabilities is not None
-    assert kept.provenance is not None
-    provenance = kept.provenance[row]
-    names = kept.names
-    return {
-        "box": [round(float(v), 2) for v in kept.boxes[row]],
-        "label": names[kept.labels[row]],
-        "score": round(float(kept.scores[row]), 5),
-        "probability": round(float(kept.probabilities[row]), 5),
-        "route": provenance.route,
-        "value": round(float(found.values[row]), 5),
-        "model": provenance.model,
-        "neighbours": [asdict(n) for n in provenance.neighbours],
-        "without_memory": {
-            "label": names[found.plain_labels[row]],
-            "probability": round(float(found.plain_probabilities[row]), 5),
-        },
-        "teacher": {
-            "label": names[found.teacher_labels[row]],
-            "score": round(float(found.teacher_scores[row]), 5),
-        },
-    }
-
-
 def _report(
-    journal: Journal,
+    records: RecordFile,
     out: Path,
     job: str,
     source: Dataset,
     labeller: Labeller,
     gold: dict[str, Any],
     seconds: float,
+    price: float | None,
 ) -> PrelabelReport:
     skipped = [[str(path), why] for path, why in getattr(source, "skipped", ())]
     routes: Counter[str] = Counter()
     classes = {name: Counter[str]() for name in labeller.classes}
     sure, images = 0.0, 0
-    for record in journal:
+    for record in records:
         if "error" in record:
             skipped.append([record["image"], record["error"]])
             continue
@@ -394,4 +383,5 @@ def _report(
         gold=gold,
         seconds=seconds,
         images_per_second=images / seconds,
+        cost=None if price is None else price * seconds / 3600,
     )

@@ -7,7 +7,7 @@
     review.json             the images to look at, most valuable first, with the boxes in doubt
     boxes.jsonl             one line an image: each box with what it would be without the memory
 
-Everything is written image by image from the journal, so its size does not matter.
+Everything is written image by image, so its size does not matter.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from distill.journal import Journal, Record, pick, read
 from distill.ontology import Ontology
+from distill.records import Record, RecordFile
 from foveal.dataset import Dataset, Sample, provenance_from
 from foveal.detections import Detections
 from foveal.errors import BadInput
@@ -35,24 +35,25 @@ PREDICTIONS, ACCEPTED, LABEL_STUDIO, REVIEW = (
     "label_studio.json",
     "review.json",
 )
+RECORDS = "boxes.jsonl"
 TASKS_A_FILE = 2000
 
 
 def write_prelabels(
-    folder: Path, source: Dataset, journal: Journal, classes: Sequence[str], ontology: Ontology
+    folder: Path, source: Dataset, labelled: RecordFile, classes: Sequence[str], ontology: Ontology
 ) -> None:
-    """Write all files for people and trainers into `folder` from the journal, whose records follow `source`."""
+    """Write all files for people and trainers into `folder` from the records, which follow `source`."""
     guidelines = {c.name: c.guideline for c in ontology.classes if c.guideline}
-    _write_coco(folder / PREDICTIONS, source, journal, classes, guidelines, lambda box: True)
-    _write_coco(folder / ACCEPTED, source, journal, classes, guidelines, lambda box: box["route"] == "accept")
-    values = [sum(box["value"] for box in record.get("boxes", ())) for record in journal]
+    _write_coco(folder / PREDICTIONS, source, labelled, classes, guidelines, lambda box: True)
+    _write_coco(folder / ACCEPTED, source, labelled, classes, guidelines, lambda box: box["route"] == "accept")
+    values = [sum(box["value"] for box in record.get("boxes", ())) for record in labelled]
     order = sorted((i for i in range(len(values))), key=lambda i: (-values[i], i))
-    _write_review(folder / REVIEW, journal, [i for i in order if values[i] > 0])
-    _write_label_studio(folder, source, journal, classes, order)
+    _write_review(folder / REVIEW, labelled, [i for i in order if values[i] > 0])
+    _write_label_studio(folder, source, labelled, classes, order)
 
 
 def detections(record: Record, classes: Sequence[str]) -> Detections:
-    """One journal record's boxes; none where its image could not be read."""
+    """One record's boxes; none where its image could not be read."""
     boxes = record.get("boxes", [])
     return Detections.build(
         [b["box"] for b in boxes],
@@ -61,7 +62,7 @@ def detections(record: Record, classes: Sequence[str]) -> Detections:
         classes,
         probabilities=np.array([b["probability"] for b in boxes], dtype=np.float32),
         provenance=tuple(
-            provenance_from({"model": b["model"], "route": b["route"], "neighbours": b["neighbours"]}) for b in boxes
+            provenance_from({key: b[key] for key in ("model", "teachers", "route", "neighbours")}) for b in boxes
         ),
     )
 
@@ -80,22 +81,22 @@ def load_prelabels(out: str | Path) -> list[tuple[Sample, Detections]]:
     return [(replace(sample, truth=None), sample.truth) for sample in coco.read(path) if sample.truth is not None]
 
 
-def records(out: str | Path) -> Iterator[Record]:
-    """The journal records of a finished job, one an image.
+def records(out: str | Path) -> RecordFile:
+    """The records of a finished job, one an image.
 
     Raises:
         BadInput: `out` is not the folder of one.
     """
-    path = Path(out) / "boxes.jsonl"
+    path = Path(out) / RECORDS
     if not path.is_file():
         raise BadInput(f"{out} holds no pre-labels", expected="a folder that `foveal prelabel` wrote")
-    return read(path)
+    return RecordFile(path)
 
 
 def _write_coco(
     path: Path,
     source: Dataset,
-    journal: Journal,
+    labelled: RecordFile,
     classes: Sequence[str],
     guidelines: dict[str, str],
     wanted: Callable[[Record], bool],
@@ -108,9 +109,9 @@ def _write_coco(
             for name, k in category.items()
         ]
         stream.write(json.dumps(entries) + ',\n"images":[')
-        _write_items(stream, _images(source, journal, wanted))
+        _write_items(stream, _images(source, labelled, wanted))
         stream.write('],\n"annotations":[')
-        _write_items(stream, _annotations(source, journal, category, wanted))
+        _write_items(stream, _annotations(source, labelled, category, wanted))
         stream.write("]}\n")
 
 
@@ -122,8 +123,8 @@ def _write_items(stream: Any, items: Iterable[Record]) -> None:
         first = False
 
 
-def _images(source: Dataset, journal: Journal, wanted: Callable[[Record], bool]) -> Iterator[Record]:
-    for number, sample, record in zip(image_ids(source), source, journal, strict=True):
+def _images(source: Dataset, labelled: RecordFile, wanted: Callable[[Record], bool]) -> Iterator[Record]:
+    for number, sample, record in zip(image_ids(source), source, labelled, strict=True):
         if "error" in record:
             continue
         entry: Record = {
@@ -141,10 +142,10 @@ def _images(source: Dataset, journal: Journal, wanted: Callable[[Record], bool])
 
 
 def _annotations(
-    source: Dataset, journal: Journal, category: dict[str, int], wanted: Callable[[Record], bool]
+    source: Dataset, labelled: RecordFile, category: dict[str, int], wanted: Callable[[Record], bool]
 ) -> Iterator[Record]:
     count = 0
-    for number, record in zip(image_ids(source), journal, strict=True):
+    for number, record in zip(image_ids(source), labelled, strict=True):
         kept = [box for box in record.get("boxes", ()) if wanted(box)]
         found = detections({"boxes": kept}, list(category))
         for row, box in enumerate(kept):
@@ -163,9 +164,9 @@ def _annotations(
             }
 
 
-def _write_review(path: Path, journal: Journal, order: Sequence[int]) -> None:
+def _write_review(path: Path, labelled: RecordFile, order: Sequence[int]) -> None:
     def items() -> Iterator[Record]:
-        for record in pick(journal.path, order):
+        for record in labelled.pick(order):
             doubtful = [box for box in record["boxes"] if box["route"] == "review"]
             doubtful.sort(key=lambda box: -box["value"])
             yield {
@@ -181,11 +182,11 @@ def _write_review(path: Path, journal: Journal, order: Sequence[int]) -> None:
 
 
 def _write_label_studio(
-    folder: Path, source: Dataset, journal: Journal, classes: Sequence[str], order: Sequence[int]
+    folder: Path, source: Dataset, labelled: RecordFile, classes: Sequence[str], order: Sequence[int]
 ) -> None:
     for part, start in enumerate(range(0, len(order), TASKS_A_FILE)):
         rows = order[start : start + TASKS_A_FILE]
-        found = [detections(record, classes) for record in pick(journal.path, rows)]
+        found = [detections(record, classes) for record in labelled.pick(rows)]
         shown = [d[np.array([p.route != "reject" for p in d.provenance or ()], dtype=bool)] for d in found]
         model = next((p.model for d in shown for p in d.provenance or ()), "foveal")
         bare = source.subset(rows).with_truth([None] * len(rows), classes)

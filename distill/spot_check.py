@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.journal import Record
 from distill.prelabels import records
+from distill.records import Record
 from evals.intervals import lower_bounds
 from foveal.artifacts import write_text
 from foveal.dataset import Dataset

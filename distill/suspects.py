@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.journal import Record
 from distill.prelabels import records
+from distill.records import Record
 from evals.report import Report
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, FloatArray, pairwise_iou

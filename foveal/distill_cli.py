@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
+from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
 
 class _RunByDefault(TyperGroup):
@@ -29,12 +30,29 @@ prelabel_app = typer.Typer(
 
 @prelabel_app.command("run")
 def prelabel_run(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images to label.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images to label, or an archive.")],
     ontology: Annotated[Path, typer.Option(metavar="FILE", help="YAML: class names, prompts, targets.")],
     gold: Annotated[str, typer.Option(metavar="FILE", help="A small labelled set to calibrate on.")],
     out: OutDir,
-    teacher: Annotated[str, typer.Option(metavar="REF", help="Open-vocabulary detector.")] = DEFAULT_TEACHER,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(metavar="REF", help=f"What proposes boxes; several are fused. {DEFAULT_TEACHER} by default."),
+    ] = None,
     encoder: EncoderRef = DEFAULT_ENCODER,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Exemplar memory; else one of the gold crops.")
+    ] = None,
+    tile: Annotated[int | None, typer.Option(metavar="PX", help="Also look at tiles of this side.")] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Also look at the mirrored images.")] = False,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", metavar="EXPR", help="Of an archive, which images.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that label.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Label on a Ray cluster (RAY_ADDRESS, or this machine).")] = False,
+    price: Annotated[
+        float | None, typer.Option("--cost-per-hour", min=0, help="Of the machines; shows what the job costs.")
+    ] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
     config: Config = None,
     overrides: Overrides = None,
     json_: Json = False,
@@ -43,19 +61,27 @@ def prelabel_run(
 
     Example: foveal prelabel images/ --ontology ontology.yaml --gold gold/instances.json --out runs/prelabels
     """
+    from distill.archive_source import open_source
     from distill.ontology import Ontology
+    from distill.parts import Parts, remember_gold
     from distill.prelabel import PrelabelSettings
     from distill.prelabel import prelabel as label
+    from distill.workers import Processes, RayActors, in_turn
     from foveal.config import load
     from foveal.dataset import Dataset
-    from foveal.models import load_encoder, load_open_detector
-    from retrieval.memory import ExemplarMemory
 
     settings = load(PrelabelSettings, config, overrides or ())
-    classes, gold_set = Ontology.load(ontology), Dataset.open(gold)
-    found, model, progress = load_open_detector(teacher), load_encoder(encoder), live_progress()
-    memory = ExemplarMemory.build(model, gold_set, progress=progress)
-    report = label(source, classes, found, gold_set, memory, out, settings, progress)
+    classes, gold_set, progress = Ontology.load(ontology), Dataset.open(gold), live_progress()
+    images = open_source(source, filter_)
+    kept = out.with_name(f".{out.name}.work") / "memory"
+    folder = memory or remember_gold(gold_set, encoder, kept, progress)
+    parts = Parts(tuple(teacher or [DEFAULT_TEACHER]), classes, folder, tile, flip, registry)
+    through = RayActors() if ray else Processes(workers) if workers > 1 else in_turn
+    found, remembered = parts()
+    report = label(
+        images, classes, found, gold_set, remembered, out, settings, progress,
+        through=through, parts=parts, price=price,
+    )  # fmt: skip
     emit(report.to_json(), json_)
 
 

@@ -81,7 +81,7 @@ class RayJob:
             FingerprintMismatch: the actors load another encoder.
         """
         remaining = looked_up(items, known)
-        with _cluster(self.address) as ray:
+        with cluster(self.address) as ray:
             pipeline = self._pipeline(ray, encoder)
             while piece := list(islice(remaining, self.waves)):
                 batch, work = Batch(), list[Work]()
@@ -136,7 +136,7 @@ class RayJob:
 
 
 @contextmanager
-def _cluster(address: str | None) -> Generator[Any]:
+def cluster(address: str | None) -> Generator[Any]:
     """The module `ray`, connected; a cluster that this started is stopped at the end."""
     try:
         ray: Any = import_module("ray")

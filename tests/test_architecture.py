@@ -11,8 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ["foveal", "evals", "retrieval", "adapt", "distill", "serve"]
-NAMES = ("cli", "adapt_cli", "archive_care_cli", "archive_cli", "curate_cli", "distill_cli", "eval_cli", "memory_cli", "precision_cli")
-COMMAND_LINE = [Path(f"foveal/{name}.py") for name in NAMES]
+COMMAND_LINE = [Path(f"foveal/{p.name}") for p in sorted((ROOT / "foveal").glob("*cli.py"))]
 MODULES = sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
 
 

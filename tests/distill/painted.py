@@ -6,7 +6,11 @@ colour, so the teacher takes them for discs; their texture gives them away to wh
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from scipy import ndimage
 from distill.teacher import Dense
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, FloatArray
+from foveal.formats import coco
 from retrieval.memory import ExemplarMemory
 
 COLOURS = {
@@ -146,3 +151,23 @@ class Swatches:
 def remember(gold: Dataset) -> ExemplarMemory:
     """The exemplar memory of a gold set."""
     return ExemplarMemory.build(Swatches(), gold, context=0.0, variants=1, backgrounds=2)
+
+
+class Fatal(DenseBlobs):
+    """Dies of an image that is 33 pixels wide, as a decoder does of a crafted file."""
+
+    def dense(self, images, prompts):  # type: ignore[no-untyped-def]
+        if any(image.width == 33 for image in images) and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().dense(images, prompts)
+
+
+@dataclass(frozen=True)
+class Toys:
+    """Loads the blob teacher and its memory in another process."""
+
+    gold: Path
+    fatal: bool = False
+
+    def __call__(self) -> tuple[DenseBlobs, ExemplarMemory]:
+        return (Fatal() if self.fatal else DenseBlobs()), remember(coco.read(self.gold))

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from distill.archive_source import open_source
 from distill.audit import compare_verification, measure
 from distill.labeller import fit_labeller
 from distill.ontology import Ontology
 from distill.prelabel import PrelabelSettings, load_labeller, load_prelabels, load_report, prelabel
+from distill.records import Chunks
+from distill.workers import Processes, RayActors
 from foveal import artifacts
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
 from foveal.errors import BadInput
 from foveal.formats import coco, label_studio
-from tests.distill.painted import CLASSES, Blobs, DenseBlobs, painted, remember
+from retrieval.archive import Archive
+from tests.distill.painted import CLASSES, Blobs, DenseBlobs, Swatches, Toys, painted, remember
 
 ONTOLOGY = Ontology.of(CLASSES)
 MADE = ("predictions.coco.json", "accepted.coco.json", "label_studio.json", "review.json", "boxes.jsonl", "banks.npz")
@@ -157,8 +164,7 @@ def test_an_interrupted_job_continues_to_the_same_bytes(
             prelabel(source, ONTOLOGY, teacher, gold, remember(gold), out)
         assert not out.exists()
         looked += teacher.looked
-    with (tmp_path / ".out.work" / "boxes.jsonl").open("ab") as stream:
-        stream.write(b'{"image": "cut o')  # what a power cut leaves of a line
+    (tmp_path / ".out.work" / "chunks" / ".0000009.jsonl.partial").write_bytes(b'{"image": "cut o')
     teacher = DenseBlobs()
     prelabel(source, ONTOLOGY, teacher, gold, remember(gold), out)
     for name in MADE:
@@ -214,6 +220,84 @@ def test_a_job_killed_many_times_loses_and_repeats_nothing(
     assert (tmp_path / "out" / "boxes.jsonl").read_bytes().split(b"\n", 1)[1] == (
         (job / "boxes.jsonl").read_bytes().split(b"\n", 1)[1]
     )
+
+
+def _body(out: Path) -> bytes:
+    return (out / "boxes.jsonl").read_bytes().split(b"\n", 1)[1]
+
+
+def test_several_processes_give_the_same_boxes(
+    scenes: tuple[Dataset, Dataset, Dataset], job: Path, tmp_path: Path
+) -> None:
+    gold, source, _ = scenes
+    coco.write(gold, tmp_path / "gold.json")
+    options: dict[str, Any] = {"through": Processes(2), "parts": Toys(tmp_path / "gold.json"), "price": 3.6}
+    report = prelabel(source, ONTOLOGY, DenseBlobs(), gold, remember(gold), tmp_path / "out", **options)
+    assert _body(tmp_path / "out") == _body(job)
+    assert report.cost == pytest.approx(report.seconds / 1000)
+    assert load_report(job).cost is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore:lance is not fork-safe")
+def test_ray_gives_the_same_boxes(
+    scenes: tuple[Dataset, Dataset, Dataset], job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gold, source, _ = scenes
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the actors import the toys of these tests
+    coco.write(gold, tmp_path / "gold.json")
+    options: dict[str, Any] = {"through": RayActors(1), "parts": Toys(tmp_path / "gold.json")}
+    prelabel(source, ONTOLOGY, DenseBlobs(), gold, remember(gold), tmp_path / "out", **options)
+    assert _body(tmp_path / "out") == _body(job)
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_process_does_not_stop_the_job(
+    scenes: tuple[Dataset, Dataset, Dataset], job: Path, tmp_path: Path
+) -> None:
+    gold, source, _ = scenes
+    coco.write(gold, tmp_path / "gold.json")
+    few = [source[row] for row in range(10)]
+    bad = tmp_path / "bad.png"
+    Image.new("RGB", (33, 20)).save(bad)
+    mixed = Dataset.build([*few[:4], Sample("bad", bad, 33, 20), *few[4:]], ())
+    options: dict[str, Any] = {"through": Processes(2), "parts": Toys(tmp_path / "gold.json", fatal=True)}
+    report = prelabel(mixed, ONTOLOGY, DenseBlobs(), gold, remember(gold), tmp_path / "out", **options)
+    assert report.images == 10
+    assert [name for name, why in report.skipped if "died" in why] == ["bad"]
+    rest = [line for line in _body(tmp_path / "out").splitlines() if b'"bad"' not in line]
+    assert rest == _body(job).splitlines()[:10]
+
+
+def test_two_jobs_do_not_share_a_folder(scenes: tuple[Dataset, Dataset, Dataset], tmp_path: Path) -> None:
+    gold, source, _ = scenes
+    with (
+        Chunks(tmp_path / ".out.work" / "chunks", "another", 3),
+        pytest.raises(BadInput, match="another process is labelling"),
+    ):
+        prelabel(source, ONTOLOGY, DenseBlobs(), gold, None, tmp_path / "out")
+    with pytest.raises(BadInput, match="chunks of another job"):
+        prelabel(source, ONTOLOGY, DenseBlobs(), gold, None, tmp_path / "out")
+    with pytest.raises(BadInput, match="load the teacher themselves"):
+        prelabel(source, ONTOLOGY, DenseBlobs(), gold, None, tmp_path / "two", through=Processes(2))
+
+
+def test_an_archive_is_a_source(scenes: tuple[Dataset, Dataset, Dataset], tmp_path: Path) -> None:
+    _, source, _ = scenes
+    archive = Archive.create(tmp_path / "archive", Swatches())
+    for number in range(6):
+        shutil.copy(source[number].path, tmp_path / f"copy{number}.png")
+    archive.add([tmp_path / f"copy{number}.png" for number in range(6)], Swatches())
+    (tmp_path / "copy3.png").unlink()
+    opened = open_source(tmp_path / "archive")
+    assert sorted(sample.path.name for sample in opened) == [f"copy{n}.png" for n in (0, 1, 2, 4, 5)]
+    assert [path.name for path, _ in opened.skipped] == ["copy3.png"]
+    assert len(open_source(tmp_path / "archive", "width < 10 or uri = '" + str(tmp_path / "copy1.png") + "'")) == 1
+    (tmp_path / "copy1.png").unlink()
+    with pytest.raises(BadInput, match=r"nothing to label.*1 whose file is not here"):
+        open_source(tmp_path / "archive", "uri = '" + str(tmp_path / "copy1.png") + "'")
+    with pytest.raises(BadInput, match="only an archive"):
+        open_source(tmp_path, "width < 10")
 
 
 def test_unreadable_images_are_counted_and_passed_over(

@@ -45,7 +45,8 @@ def test_lower_bounds_are_clopper_and_pearsons_and_grouped_ones_wider() -> None:
     apart, together = np.arange(20), np.repeat(np.arange(4), 5)
     assert lower_bounds(y, apart)[-1] == pytest.approx(lower_bounds(y)[-1], abs=0.02)
     # Five that are right or wrong together are worth one, less the one that their mean costs: 3 of 4, as 2.25 of 3.
-    assert lower_bounds([True] * 2 + [False])[-1] < lower_bounds(y, together)[-1] < lower_bounds([True] * 3 + [False])[-1]
+    three, four = ([True] * n + [False] for n in (2, 3))
+    assert lower_bounds(three)[-1] < lower_bounds(y, together)[-1] < lower_bounds(four)[-1]
 
 
 def test_the_promise_holds_where_boxes_of_an_image_err_together() -> None:

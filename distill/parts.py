@@ -1,0 +1,51 @@
+"""Teacher and memory by reference, so that any process can load them for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.labeller import Memory
+from distill.ontology import Ontology
+from distill.teachers import Teacher, load_teacher
+from foveal.dataset import Dataset
+from foveal.models import load_encoder
+from foveal.progress import Progress
+from retrieval.memory import ExemplarMemory
+from retrieval.memory_files import Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a labelling job is made of; calling it loads teacher and memory."""
+
+    teachers: tuple[str, ...]  # see `distill.teachers`
+    ontology: Ontology
+    memory: Path  # folder of an exemplar memory
+    tile: int | None = None
+    flip: bool = False
+    registry: Path | None = None
+
+    def __call__(self) -> tuple[Teacher, Memory]:
+        """Load both.
+
+        Raises:
+            UnknownName, BadInput, Unavailable, IntegrityError: as `load_teacher` and `ExemplarMemory.load`.
+        """
+        memory = ExemplarMemory.load(self.memory, load_encoder(Stored.read(self.memory).encoder))
+        return self.teacher(), memory
+
+    def teacher(self) -> Teacher:
+        """Load the teacher alone."""
+        return load_teacher(self.teachers, self.ontology, tile=self.tile, flip=self.flip, registry=self.registry)
+
+
+def remember_gold(gold: Dataset, encoder: str, folder: Path, progress: Progress | None = None) -> Path:
+    """Build the memory of a gold set's crops in `folder`, unless it is there already; returns `folder`.
+
+    Raises:
+        BadInput: the gold set has no usable box.
+    """
+    if not (folder / "manifest.json").is_file():
+        ExemplarMemory.build(load_encoder(encoder), gold, progress=progress).save(folder)
+    return folder
