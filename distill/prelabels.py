@@ -36,6 +36,7 @@ PREDICTIONS, ACCEPTED, LABEL_STUDIO, REVIEW = (
     "review.json",
 )
 RECORDS = "boxes.jsonl"
+ROUTES = ("accept", "review", "reject")
 TASKS_A_FILE = 2000
 
 
@@ -79,6 +80,27 @@ def load_prelabels(out: str | Path) -> list[tuple[Sample, Detections]]:
             f"{out} holds no pre-labels", expected=f"a folder with {PREDICTIONS}, as `foveal prelabel` writes"
         )
     return [(replace(sample, truth=None), sample.truth) for sample in coco.read(path) if sample.truth is not None]
+
+
+def as_dataset(out: str | Path, routes: Sequence[str]) -> Dataset:
+    """A finished job's boxes of these routes as a dataset for any format; scores are the calibrated probabilities.
+
+    Raises:
+        BadInput: `out` is not the folder of one, images have gone, or a route is none.
+    """
+    unknown = [route for route in routes if route not in ROUTES]
+    if unknown or not routes:
+        raise BadInput(f"there is no route {', '.join(unknown)}", expected=f"some of {', '.join(ROUTES)}")
+    loaded = load_prelabels(out)
+
+    def samples() -> Iterator[Sample]:
+        for sample, found in loaded:
+            keep = np.array([p.route in routes for p in found.provenance or ()], dtype=bool)
+            shown = found[keep]
+            yield replace(sample, truth=replace(shown, scores=shown.probabilities, provenance=None))
+
+    classes = loaded[0][1].names if loaded else ()
+    return Dataset.build(samples(), classes)
 
 
 def records(out: str | Path) -> RecordFile:

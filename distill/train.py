@@ -27,6 +27,7 @@ from adapt.run import resume_point
 from adapt.trainer import Budget, BudgetTrainer, ProgressReport, arguments
 from distill.augment import ImageCache
 from distill.prelabels import PREDICTIONS
+from distill.reviewed import CORRECTED
 from distill.students import SAMPLES, DenseStudent, Student, identity, recipe, save_student, start
 from distill.trainee import Averaging, GoldWatch, Trainee, Views
 from foveal import artifacts
@@ -92,8 +93,11 @@ class TrainReport(BaseModel):
 
 
 def training_set(source: str | Path) -> Dataset:
-    """Images to learn from: the folder of a labelling job with every box and its route, or any dataset with truth."""
+    """Images to learn from: the folder of a labelling job with every box and its route, people's boxes in the place of
+    those that came back corrected; or any dataset with truth."""
     path = Path(source)
+    if (path / CORRECTED).is_file():
+        return Dataset.open(path / CORRECTED)
     return Dataset.open(path / PREDICTIONS) if (path / PREDICTIONS).is_file() else Dataset.open(path)
 
 

@@ -13,6 +13,8 @@ from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef,
 from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
+Prelabels = Annotated[Path, typer.Argument(metavar="PRELABELS", help="Folder that `foveal prelabel` wrote.")]
+
 
 class _RunByDefault(TyperGroup):
     """`foveal prelabel SOURCE ...` is `foveal prelabel run SOURCE ...`."""
@@ -83,6 +85,68 @@ def prelabel_run(
         through=through, parts=parts, price=price,
     )  # fmt: skip
     emit(report.to_json(), json_)
+
+
+@prelabel_app.command("write")
+def prelabel_write(
+    prelabels: Prelabels,
+    out: OutDir,
+    to: Annotated[
+        Literal["coco", "yolo", "voc", "cvat", "label_studio"], typer.Option("--for", help="The tool's format.")
+    ],
+    routes: Annotated[str, typer.Option(help="Which boxes: some of accept,review,reject.")] = "accept,review",
+    json_: Json = False,
+) -> None:
+    """Write finished pre-labels, with their images, for another annotation tool or trainer.
+
+    Example: foveal prelabel write runs/prelabels --for cvat --out runs/for-cvat
+    """
+    from distill.prelabels import as_dataset
+    from foveal.formats import label_studio
+
+    images = as_dataset(prelabels, [route.strip() for route in routes.split(",") if route.strip()])
+    if to == "label_studio":  # there, what a model says is a prediction beside the annotation
+        bare = images.with_truth([None] * len(images), images.classes)
+        label_studio.write(bare, out, predictions=[s.truth for s in images if s.truth is not None])
+    else:
+        images.write(out, to)
+    emit({"out": str(out), "images": len(images), "boxes": sum(len(s.truth or ()) for s in images)}, json_)
+
+
+@prelabel_app.command("import")
+def prelabel_import(
+    prelabels: Prelabels,
+    corrected: Annotated[Path, typer.Argument(metavar="CORRECTED", help="What annotators gave back.")],
+    rename: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="A class that has another name there; repeatable.")
+    ] = None,
+    memory: Annotated[Path | None, typer.Option(metavar="DIR", help="Exemplar memory that learns from it.")] = None,
+    seconds_a_box: Annotated[
+        float | None, typer.Option(min=0, help="What drawing one box takes, to tell the time saved.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Take corrections back: Label Studio, CVAT, COCO, YOLO or Pascal VOC; tells what was changed.
+
+    Example: foveal prelabel import runs/prelabels export.json --rename "fork lift=forklift"
+    """
+    from distill import reviewed
+    from foveal.errors import BadInput
+
+    names = dict(item.partition("=")[::2] for item in rename or ())
+    if not all(names) or not all(names.values()):
+        raise BadInput("--rename needs two names", expected="old=new", received=", ".join(rename or ()))
+    found = reviewed.read_corrected(corrected, prelabels)
+    report = reviewed.take_back(prelabels, found, rename=names, seconds_a_box=seconds_a_box)
+    answer = report.to_json()
+    if memory is not None:
+        from foveal.models import load_encoder
+        from retrieval.memory_files import Stored
+        from retrieval.reviewing import correct
+
+        learnt = correct(memory, load_encoder(Stored.read(memory).encoder), reviewed.corrections(prelabels))
+        answer["memory"] = {"learnt": learnt.boxes, "replaced": learnt.replaced}
+    emit(answer, json_)
 
 
 def distill(

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from foveal.dataset import Dataset
 from foveal.errors import BadInput, UnknownName
-from foveal.formats import captions, coco, image_folder, images, label_studio, yolo
+from foveal.formats import captions, coco, cvat, image_folder, images, label_studio, voc, yolo
 
 
 class Format(Protocol):
@@ -31,6 +31,8 @@ FORMATS: dict[str, Format] = {
     "yolo": yolo,
     "coco": coco,
     "label_studio": label_studio,
+    "cvat": cvat,
+    "voc": voc,
     "captions": captions,
     "image_folder": image_folder,
     "images": images,
@@ -59,6 +61,6 @@ def detect(path: Path) -> str:
             return name
     raise BadInput(
         f"{path} is in no known data format",
-        expected="COCO JSON, YOLO data.yaml, Label Studio JSON, caption JSONL/CSV, or a folder of images",
+        expected="COCO or Label Studio JSON, YOLO, CVAT XML, Pascal VOC, caption JSONL/CSV, or a folder of images",
         remedy="Check the path, or name the format.",
     )

@@ -38,8 +38,9 @@ def recognises(path: Path) -> bool:
     return path.suffix.lower() == ".json" and first_character(path) == "{"
 
 
-def read(path: Path, *, skip_missing: bool = False) -> Dataset:
-    """A COCO file, or the folder that holds one; image files are sought beside the JSON and in `images/`.
+def read(path: Path, *, images: Path | None = None, skip_missing: bool = False) -> Dataset:
+    """A COCO file, or the folder that holds one; image files are sought beside the JSON and in `images/`, or below
+    the folder `images` when it is given.
 
     Raises:
         BadInput: images are missing (unless `skip_missing`: then they are listed in `.skipped`), two categories share a
@@ -52,7 +53,7 @@ def read(path: Path, *, skip_missing: bool = False) -> Dataset:
     categories = _categories(content, source)
     classes = check_classes([name for _, name in categories], str(source))
     groups = _by_image(content, source)
-    locator = Locator(source.parent, source.stem.removeprefix("instances_").removeprefix("captions_"))
+    locator = Locator(images or source.parent, source.stem.removeprefix("instances_").removeprefix("captions_"))
     label = {category_id: i for i, (category_id, _) in enumerate(categories)}
     captions, metadata = _side_files(source.parent)
     samples: list[Sample] = []

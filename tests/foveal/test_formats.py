@@ -13,7 +13,7 @@ from PIL import Image
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, Neighbour, Provenance
 from foveal.errors import BadInput, FovealError
-from foveal.formats import FORMATS, coco, label_studio, predictions, yolo
+from foveal.formats import FORMATS, coco, cvat, label_studio, predictions, voc, yolo
 from foveal.formats.regions import detections, regions
 from tests.foveal.test_dataset import picture, same
 
@@ -547,3 +547,110 @@ def test_upright_sizes_are_recorded(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / "in" / "a.jpg", exif=exif)
     sample = Dataset.open(tmp_path / "in")[0]
     assert (sample.width, sample.height) == sample.image().size == (20, 30)
+
+
+def exact(a: Detections | None, b: Detections | None) -> None:
+    """The same boxes, labels and scores, to the last bit."""
+    assert (a is None) == (b is None)
+    if a is not None and b is not None:
+        assert np.array_equal(a.boxes, b.boxes)
+        assert np.array_equal(a.scores, b.scores)
+        assert a.label_names == b.label_names
+
+
+@eager
+@given(st.lists(st.none() | boxes_in(WIDTH, HEIGHT, models=True), min_size=1, max_size=3))
+def test_voc_is_exact_to_the_float(tmp_path: Path, truths: list) -> None:
+    plain = [None if t is None else replace(t, probabilities=None, provenance=None) for t in truths]
+    if all(truth is None for truth in plain):
+        plain = [Detections.empty(CLASSES)]
+    dataset = make(tmp_path, plain)
+    dataset.write(tmp_path / "out", "voc")
+    back = {sample.path.name: sample.truth for sample in Dataset.open(tmp_path / "out")}
+    assert Dataset.open(tmp_path / "out").classes == CLASSES
+    assert set(back) == {sample.path.name for sample in dataset}
+    for sample in dataset:
+        exact(sample.truth, back[sample.path.name])
+
+
+@eager
+@given(st.lists(boxes_in(WIDTH, HEIGHT, models=True), min_size=1, max_size=3))
+def test_cvat_is_exact_to_the_float(tmp_path: Path, truths: list) -> None:
+    dataset = make(tmp_path, [replace(t, probabilities=None, provenance=None) for t in truths])
+    dataset.write(tmp_path / "out", "cvat")
+    for left, right in zip(dataset, Dataset.open(tmp_path / "out"), strict=True):
+        exact(left.truth, right.truth)
+    dataset.write(tmp_path / "alone.xml", "cvat")
+    assert len(cvat.read(tmp_path / "alone.xml", images=tmp_path / "src")) == len(dataset)
+
+
+EXPORT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations><version>1.1</version>
+<meta><job><labels><label><name>box</name></label><label><name>disc</name></label></labels></job></meta>
+<image id="0" name="a/one.png" width="37" height="53" subset="Train">
+  <box label="box" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90" z_order="0"/>
+  <polygon label="disc" points="1.5,2;7,3;4,9.25"/>
+  <mask label="disc" rle="1, 2" left="3" top="4" width="5" height="6"/>
+  <ellipse label="disc" cx="10" cy="20" rx="3" ry="4"/>
+  <tag label="box"/>
+</image>
+<image id="1" name="two.png" width="37" height="53"/>
+</annotations>"""
+
+
+def test_what_cvat_exports(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a" / "one.png", WIDTH, HEIGHT)
+    picture(tmp_path / "images" / "two.png", WIDTH, HEIGHT)
+    (tmp_path / "annotations.xml").write_text(EXPORT)
+    first, second = Dataset.open(tmp_path)
+    assert first.truth is not None
+    expected = [[13, 7, 17, 17], [1.5, 2, 7, 9.25], [3, 4, 8, 10], [7, 16, 13, 24]]
+    np.testing.assert_allclose(first.truth.boxes, expected, atol=1e-5)
+    assert first.truth.label_names == ["box", "disc", "disc", "disc"]
+    assert second.truth is not None
+    assert len(second.truth) == 0
+    with pytest.raises(BadInput, match="tracks of a video"):
+        cvat.read(_text(tmp_path / "video.xml", EXPORT.replace("</meta>", "</meta><track id='0' label='box'/>")))
+    with pytest.raises(BadInput, match="uses the label 'lid'"):
+        cvat.read(_text(tmp_path / "lid.xml", EXPORT.replace('polygon label="disc"', 'polygon label="lid"')))
+    with pytest.raises(BadInput, match="points as x,y"):
+        cvat.read(_text(tmp_path / "points.xml", EXPORT.replace("7,3;", "7;")))
+    with pytest.raises(BadInput, match="document type"):
+        cvat.read(_text(tmp_path / "bomb.xml", "<!DOCTYPE x [<!ENTITY a 'b'>]>" + EXPORT.split("?>")[1]))
+    with pytest.raises(BadInput, match="is not XML"):
+        cvat.read(_text(tmp_path / "cut.xml", EXPORT[:200]))
+    (tmp_path / "images" / "two.png").unlink()
+    with pytest.raises(BadInput, match=r"1 of 2 images that are missing, the first two.png"):
+        cvat.read(tmp_path)
+
+
+def _text(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+LABELIMG = """<annotation><folder>pics</folder><filename>one.jpg</filename><path>C:\\pics\\one.jpg</path>
+<size><width>37</width><height>53</height><depth>3</depth></size><segmented>0</segmented>
+<object><name>pallet jack</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
+<bndbox><xmin>3</xmin><ymin>4</ymin><xmax>10</xmax><ymax>20</ymax></bndbox></object></annotation>"""
+
+
+def test_what_labelimg_writes(tmp_path: Path) -> None:
+    """XML beside the images, no list of classes, a file name that has changed since."""
+    picture(tmp_path / "one.png", WIDTH, HEIGHT)
+    (tmp_path / "one.xml").write_text(LABELIMG)
+    (only,) = Dataset.open(tmp_path)
+    assert only.truth is not None
+    assert only.truth.boxes.tolist() == [[3, 4, 10, 20]]
+    assert only.truth.label_names == ["pallet jack"]
+    for wrong, said in (
+        (LABELIMG.replace("<xmin>3", "<xmin>three"), "xmin is not a number"),
+        (LABELIMG.replace("<xmin>3", "<xmin>30"), "negative extent"),
+        (LABELIMG.replace("<name>pallet jack</name>", ""), "a name and a bndbox"),
+    ):
+        (tmp_path / "one.xml").write_text(wrong)
+        with pytest.raises(BadInput, match=said):
+            voc.read(tmp_path)
+    (tmp_path / "one.xml").write_text(LABELIMG.replace("<width>37", "<width>38"))
+    with pytest.raises(BadInput, match="38 x 53"):
+        voc.read(tmp_path)
