@@ -125,7 +125,7 @@ def _clusters(boxes: FloatArray, weight: FloatArray, teacher: IntArray) -> tuple
             sums.append(np.zeros(4, np.float32))
             shares.append(0.0)
             members.append(set())
-        sums[best] = sums[best] + weight[i] * boxes[i]
+        sums[best] = (sums[best] + weight[i] * boxes[i]).astype(np.float32)
         shares[best] += float(weight[i])
         members[best].add(int(teacher[i]))
         cluster[i] = best

@@ -38,8 +38,13 @@ class Dense:
 
     def __getitem__(self, rows: IntArray | BoolArray) -> Dense:
         """The selected rows."""
-        parts = (self.objectness, self.features, self.seen_by)
-        return Dense(self.boxes[rows], self.scores[rows], *(None if part is None else part[rows] for part in parts))
+        return Dense(
+            self.boxes[rows],
+            self.scores[rows],
+            None if self.objectness is None else self.objectness[rows],
+            None if self.features is None else self.features[rows],
+            None if self.seen_by is None else self.seen_by[rows],
+        )
 
     @property
     def worth(self) -> FloatArray:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -19,7 +18,7 @@ Prelabels = Annotated[Path, typer.Argument(metavar="PRELABELS", help="Folder tha
 class _RunByDefault(TyperGroup):
     """`foveal prelabel SOURCE ...` is `foveal prelabel run SOURCE ...`."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -133,7 +132,10 @@ def prelabel_import(
     from distill import reviewed
     from foveal.errors import BadInput
 
-    names = dict(item.partition("=")[::2] for item in rename or ())
+    names: dict[str, str] = {}
+    for item in rename or ():
+        old, _, new = item.partition("=")
+        names[old] = new
     if not all(names) or not all(names.values()):
         raise BadInput("--rename needs two names", expected="old=new", received=", ".join(rename or ()))
     found = reviewed.read_corrected(corrected, prelabels)

@@ -131,7 +131,7 @@ def _commands(command: object, *path: str) -> Iterator[str]:
 
 
 def test_the_table_lists_every_command() -> None:
-    assert set(_promised()) == set(_commands(COMMAND))
+    assert set(_promised()) == {name.removesuffix(" run") for name in _commands(COMMAND)}
 
 
 @pytest.mark.parametrize(

@@ -52,12 +52,8 @@ def test_every_fate_of_a_box() -> None:
     shown = Detections.build(
         [[0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10]], 0.5, ["red", "red", "red", "blue"], CLASSES
     )
-    final = Detections.build(
-        [[0, 0, 10, 10], [22, 0, 32, 10], [40, 0, 50, 10], [80, 0, 90, 10]],
-        1.0,
-        ["red", "red", "green", "blue"],
-        CLASSES,
-    )
+    places = [[0, 0, 10, 10], [22, 0, 32, 10], [40, 0, 50, 10], [80, 0, 90, 10]]
+    final = Detections.build(places, 1.0, ["red", "red", "green", "blue"], CLASSES)
     what, owner = compare(shown, final)
     assert what == ["kept", "moved", "relabelled", "removed"]
     assert owner.tolist() == [0, 1, 2, -1]
@@ -148,13 +144,11 @@ def test_what_is_given_to_other_tools_has_probabilities_as_scores(job: Path, tmp
     shown.write(tmp_path / "cvat", "cvat")
     read = Dataset.open(tmp_path / "cvat")
     scores = np.concatenate([s.truth.scores for s in read if s.truth is not None])
-    expected = np.concatenate(
-        [
-            d.probabilities[[p.route == "accept" for p in d.provenance or ()]]
-            for _, d in load_prelabels(job)
-            if d.probabilities is not None
-        ]
-    )
+    expected: list[float] = []
+    for _, found in load_prelabels(job):
+        assert found.probabilities is not None
+        accepted = [p.route == "accept" for p in found.provenance or ()]
+        expected += found.probabilities[np.array(accepted, dtype=bool)].tolist()
     np.testing.assert_array_equal(np.sort(scores), np.sort(expected))
     # FiftyOne's COCO importer takes `score` of an annotation for its confidence.
     shown.write(tmp_path / "coco", "coco")
