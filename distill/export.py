@@ -1,6 +1,6 @@
-"""Exporting a student to ONNX or OpenVINO, in fp32 or INT8, checked against PyTorch before it is written.
+"""Exporting a student to ONNX or OpenVINO, in fp32, fp16 or INT8, checked against PyTorch before it is written.
 
-    foveal export runs/student --to onnx --int8 prelabels/
+    foveal export runs/student --to onnx --int8 prelabels/ --gold gold/
 
 Shape letters: M images, B images of one call, S input side.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,18 +22,21 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from distill.parity import Parity, ParityFailed, Tolerance, compare
-from distill.students import SAMPLES, DenseStudent, Student, restore
+from distill.parting import first_difference, worst_layers
+from distill.students import SAMPLES, DenseStudent, Student, restore, start
+from distill.tuned import on_gold
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.detections import Detections, FloatArray
-from foveal.detectors import CARD, ONNX, OPENVINO, DetectorCard, load_onnx, load_openvino, stretched
+from foveal.detectors import KEY, ONNX, OPENVINO, DetectorCard, load_onnx, load_openvino, stretched
 from foveal.errors import BadImage, BadInput, FovealError
 from foveal.models import ModelRef
 from foveal.progress import Progress, track
 
 Format = Literal["onnx", "openvino"]
 CALIBRATION = 200  # images that set the INT8 ranges
-CHECKED = {"fp32": 33, "int8": 200}  # images compared: three rounds of batches 1, 3, 7, and enough for a stable mAP50
+# Images compared: three rounds of batches 1, 3, 7, and enough for a stable mAP50.
+CHECKED = {"fp32": 33, "fp16": 33, "int8": 200}
 DYNAMO = ("rf_detr", "lw_detr")  # the legacy exporter lacks their antialiased resize; the others want the legacy one
 # What stays in fp32 when quantising everything costs too much: patterns over node names, tried in order.
 LADDERS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -51,7 +54,9 @@ class ExportReport(BaseModel):
 
     out: str
     to: Format
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8"]
+    threshold: float | None  # score from which the target precision is kept on the gold images
+    proven: bool
     quantised: str | None  # which layers
     megabytes: float
     source_megabytes: float
@@ -66,7 +71,12 @@ def export(
     to: Format = "onnx",
     *,
     int8: Dataset | None = None,
+    fp16: bool = False,
     check: Dataset | None = None,
+    gold: Dataset | None = None,
+    target_precision: float = 0.9,
+    classes: Sequence[str] | None = None,
+    size: int | None = None,
     opset: int = 17,
     tolerance: Tolerance | None = None,
     progress: Progress | None = None,
@@ -76,6 +86,12 @@ def export(
     Args:
         student: folder that `foveal distill` wrote.
         int8: images, labelled or not, to calibrate 8-bit weights and activations on; None exports fp32.
+        fp16: store weights in half the bytes (OpenVINO, which computes with them in fp32 on CPUs).
+        gold: labelled images that the student did not learn from: they set the threshold and the calibration that the
+            file carries; without them it carries none.
+        target_precision: of the detections above that threshold.
+        classes: only these; the outputs for all others are cut off.
+        size: another input side, pixels: smaller is faster and sees less.
         check: images to compare on; None takes those of `int8`, or the samples kept beside the student.
 
     Raises:
@@ -85,12 +101,21 @@ def export(
     """
     if to not in ("onnx", "openvino"):
         raise BadInput(f"cannot export to {to!r}", expected="onnx or openvino")
+    if fp16 and (int8 is not None or to == "onnx"):
+        raise BadInput("fp16 weights go with OpenVINO, and not with INT8", received=f"{to}{' int8' if int8 else ''}")
     began, folder, out = time.perf_counter(), Path(student), Path(out)
     net, manifest = restore(folder)
-    precision: Literal["fp32", "int8"] = "fp32" if int8 is None else "int8"
+    if classes is not None or size is not None:
+        net = pruned(folder, net, classes, size)
+    precision: Literal["fp32", "fp16", "int8"] = "int8" if int8 is not None else "fp16" if fp16 else "fp32"
     data = check if check is not None else int8
-    pixels, truth = _read(data, net, CHECKED[precision], progress) if data is not None else (_samples(folder), None)
-    card = DetectorCard(classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision)
+    pixels, truth = (
+        _read(data, net, CHECKED[precision], progress) if data is not None else (_samples(folder, net.size), None)
+    )
+    card = DetectorCard(
+        classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision,
+        source=manifest.fingerprint,
+    )  # fmt: skip
     ladder: tuple[tuple[str, str] | None, ...] = (None,)
     calibration = pixels
     if int8 is not None:
@@ -99,11 +124,10 @@ def export(
             calibration, _ = _read(int8, net, CALIBRATION, progress)
     with artifacts.staged(out) as staging:
         plain = _to_onnx(net, opset)
-        parity, step = None, None
+        parity, step, model = None, None, plain
         for step in ladder:
             model = plain if step is None else _quantised(plain, to, calibration, step[1], net)
-            _save(model, to, staging)
-            (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            _save(model, to, staging, card)
             sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=None, data=int8)
             load = load_onnx if to == "onnx" else load_openvino
             exported = load(ModelRef(to, str(staging)))
@@ -123,23 +147,42 @@ def export(
                 break
         assert parity is not None
         if not parity.passed:
+            where = _parting(net, plain, model, pixels, step)
             raise ParityFailed(
-                f"the {precision} {to} form of {folder} does not agree with it: {parity.reason}",
+                f"the {precision} {to} form of {folder} does not agree with it: {parity.reason}{where}",
                 remedy="Nothing was written. Export fp32, give more calibration images, or train further.",
             )
+        if gold is not None:
+            # The very form that will be used tells its own scores; the ones of another precision differ a little.
+            card = on_gold(card, exported, gold, target_precision, progress)
+            _save(model, to, staging, card)
         sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=parity, data=int8)
-        size = sum(p.stat().st_size for p in staging.iterdir() if p.name.startswith("model."))
+        bytes_ = sum(p.stat().st_size for p in staging.iterdir() if p.name.startswith("model."))
     return ExportReport(
         out=str(out),
         to=to,
         precision=precision,
         quantised=step[0] if step else None,
-        megabytes=size / 1e6,
+        megabytes=bytes_ / 1e6,
+        threshold=card.threshold,
+        proven=card.proven,
         source_megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
         seconds=time.perf_counter() - began,
         parity=parity,
         fingerprint=sealed.fingerprint,
     )
+
+
+def pruned(folder: Path, net: Student, classes: Sequence[str] | None, size: int | None) -> Student:
+    """The student of `folder` with fewer classes, or for images of another size.
+
+    Raises:
+        BadInput: a class it does not know, or a size its family cannot take.
+    """
+    unknown = [name for name in classes or () if name not in net.classes]
+    if unknown:
+        raise BadInput(f"the student has no class {unknown[0]!r}", expected=f"some of {', '.join(net.classes)}")
+    return start(str(folder), tuple(classes or net.classes), size or net.size).eval()
 
 
 def _seal(
@@ -192,14 +235,26 @@ def _accepted(truth: Detections | None, size: tuple[int, int], net: Student) -> 
     return Detections.build(truth.boxes[keep] * scale, 1.0, [truth.label_names[i] for i in keep], net.classes)
 
 
-def _samples(folder: Path) -> FloatArray:
+def _samples(folder: Path, size: int) -> FloatArray:
     paths = sorted((folder / SAMPLES).glob("*.jpg"))
     if not paths:
         raise BadInput(
             f"{folder} kept no images to check an export on", remedy="Give some: --check DATA (any image folder)."
         )
-    arrays = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / np.float32(255) for path in paths]
-    return np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2))
+    return np.stack([stretched(Image.open(path), size) for path in paths])
+
+
+def _parting(net: Student, plain: Any, model: Any, pixels: FloatArray, step: tuple[str, str] | None) -> str:
+    """In words, the layers where the exported form and its source part, as far as they can be told."""
+    import onnx
+
+    if step is None:
+        named = first_difference(net, plain, pixels)
+        return f"; they part at {named}" if named else ""
+    if not isinstance(model, onnx.ModelProto):
+        return ""
+    worst = ", ".join(f"{name} ({error:.0%})" for name, error in worst_layers(plain, model, pixels)[:3])
+    return f"; quantising moves these most: {worst}" if worst else ""
 
 
 def _torch_run(net: Student) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
@@ -282,16 +337,20 @@ def _openvino(model: Any) -> Any:
     return ov.Core().read_model(io.BytesIO(model.SerializeToString()))
 
 
-def _save(model: Any, to: Format, folder: Path) -> None:
+def _save(model: Any, to: Format, folder: Path, card: DetectorCard) -> None:
+    told = card.model_dump_json()
     if to == "onnx":
         import onnx
 
         onnx.checker.check_model(model)
+        onnx.helper.set_model_props(model, {KEY: told})
         (folder / ONNX).write_bytes(model.SerializeToString())
         return
     import openvino as ov
 
-    ov.save_model(model if isinstance(model, ov.Model) else _openvino(model), folder / OPENVINO, compress_to_fp16=False)
+    form = model if isinstance(model, ov.Model) else _openvino(model)
+    form.set_rt_info(told, [KEY])
+    ov.save_model(form, folder / OPENVINO, compress_to_fp16=card.precision == "fp16")
 
 
 @contextmanager

@@ -1,11 +1,15 @@
 """Exported detectors on ONNX Runtime and OpenVINO: numpy and Pillow around them, no PyTorch.
 
+All that a model file does not compute itself (how images are put in, class names, thresholds, calibration) stands in
+its metadata under the key `foveal`, so that the file alone is enough: `examples/edge/detect.py` runs it.
+
 Shape letters: B images, Q candidate boxes, C classes, S side of the square the model sees.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +26,7 @@ from foveal.runtime import usable_cores
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CARD = "detector.json"
+KEY = "foveal"  # of the metadata
 ONNX, OPENVINO = "model.onnx", "model.xml"
 CANDIDATES = 300  # best scores looked at before suppression
 MOST = 100  # detections an image, as COCO counts them
@@ -30,8 +34,22 @@ BATCH = 16
 Run = Callable[[FloatArray], tuple[FloatArray, FloatArray]]  # images (B, 3, S, S) -> boxes (B, Q, 4), scores (B, Q, C)
 
 
+class Calibration(BaseModel):
+    """P(right) of a score, read off between knots: K scores, and a probability at each of them for every class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scores: tuple[float, ...] = Field(min_length=2)
+    probabilities: dict[str, tuple[float, ...]]
+
+    def __call__(self, scores: FloatArray, names: Sequence[str]) -> FloatArray:
+        """Probabilities of detections (N,) by score and class name."""
+        pairs = zip(scores.tolist(), names, strict=True)
+        return np.array([np.interp(v, self.scores, self.probabilities[n]) for v, n in pairs], np.float32).reshape(-1)
+
+
 class DetectorCard(BaseModel):
-    """`detector.json` of an exported folder."""
+    """What the metadata of a model file says, as JSON."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,7 +58,12 @@ class DetectorCard(BaseModel):
     resize: Literal["stretch"] = "stretch"
     nms_iou: float | None = Field(None, gt=0, le=1)  # None: the model suppresses duplicates itself
     family: str
-    precision: Literal["fp32", "int8"]
+    precision: Literal["fp32", "fp16", "int8"]
+    threshold: float | None = Field(None, ge=0, le=1)  # score from which the target precision is kept; None: not known
+    target_precision: float | None = Field(None, gt=0, lt=1)
+    proven: bool = False  # the gold images prove it, or only make it likely
+    calibration: Calibration | None = None
+    source: str = ""  # fingerprint of the student this was made from
 
 
 def stretched(image: Image, size: int) -> FloatArray:
@@ -110,7 +133,7 @@ class ExportedDetector:
     """A `Detector` over one exported folder.
 
     Args:
-        folder: `model.onnx` or `model.xml` (with `model.bin`), `detector.json` and `manifest.json`.
+        folder: `model.onnx` or `model.xml` (with `model.bin`) and `manifest.json`.
         run: calls the model file.
         threads: that one call uses.
     """
@@ -131,7 +154,10 @@ class ExportedDetector:
             boxes, scores = self._run(np.stack([stretched(image, self.card.size) for image in part]))
             sizes = [image.size for image in part]
             found.extend(decode(boxes, scores, sizes, self.classes, threshold, self.card.nms_iou))
-        return found
+        told = self.card.calibration
+        if told is None:
+            return found
+        return [replace(one, probabilities=told(one.scores, one.label_names)) for one in found]
 
 
 def load_onnx(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
@@ -139,7 +165,7 @@ def load_onnx(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
 
     Raises:
         BadInput: the folder is not an exported detector.
-        IntegrityError: a file is missing, differs from the manifest, or does not do what `detector.json` says.
+        IntegrityError: a file is missing, differs from the manifest, or does not do what its metadata says.
     """
     return _load(ref, ONNX, _start_onnx, threads)
 
@@ -149,20 +175,22 @@ def load_openvino(ref: ModelRef, threads: int | None = None) -> ExportedDetector
     return _load(ref, OPENVINO, _start_openvino, threads)
 
 
-def _load(ref: ModelRef, model: str, start: Callable[[Path, int], Run], threads: int | None) -> ExportedDetector:
+def _load(
+    ref: ModelRef, model: str, start: Callable[[Path, int], tuple[Run, str]], threads: int | None
+) -> ExportedDetector:
     if threads is not None and threads < 1:
         raise BadInput("a detector needs at least one thread", received=str(threads))
     folder = Path(ref.target).expanduser()
     if not folder.is_dir():
         raise BadInput(f"detector folder {folder} does not exist", remedy="Give the folder that `foveal export` wrote.")
     manifest = artifacts.read(folder)
-    card = _card(folder)
     if not (folder / model).is_file():
         there = next((m for m in (ONNX, OPENVINO) if (folder / m).is_file()), "neither form")
         raise BadInput(f"{folder} has no {model}", received=there, remedy="Use onnx: or openvino: as it was exported.")
     count = threads or usable_cores()
     try:
-        run = start(folder / model, count)
+        run, told = start(folder / model, count)
+        card = _card(told, folder / model)
         boxes, scores = run(np.zeros((1, 3, card.size, card.size), dtype=np.float32))
     except FovealError:
         raise
@@ -171,26 +199,25 @@ def _load(ref: ModelRef, model: str, start: Callable[[Path, int], Run], threads:
         raise IntegrityError(f"{folder / model} does not run: {reason}", remedy="Export it again.") from error
     if boxes.shape[2:] != (4,) or scores.shape != (*boxes.shape[:2], len(card.classes)):
         raise IntegrityError(
-            f"{folder / model} does not fit {CARD}",
+            f"{folder / model} does not fit its metadata",
             expected=f"boxes (1, Q, 4) and scores (1, Q, {len(card.classes)})",
             received=f"{boxes.shape} and {scores.shape}",
         )
     return ExportedDetector(str(ref), folder, card, manifest.fingerprint, run, count)
 
 
-def _card(folder: Path) -> DetectorCard:
-    path = folder / CARD
-    if not path.is_file():
-        raise BadInput(f"{folder} has no {CARD}", expected="a folder that `foveal export` wrote")
+def _card(text: str, path: Path) -> DetectorCard:
+    if not text:
+        raise BadInput(f"{path} has no metadata {KEY!r}", expected="a model that `foveal export` wrote")
     try:
-        return DetectorCard.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "not UTF-8"}
+        return DetectorCard.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"])) or "content"
-        raise IntegrityError(f"{path} is not a detector card: {where}: {problem['msg']}") from error
+        raise IntegrityError(f"the metadata of {path} is no detector's: {where}: {problem['msg']}") from error
 
 
-def _start_onnx(path: Path, threads: int) -> Run:
+def _start_onnx(path: Path, threads: int) -> tuple[Run, str]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -202,10 +229,10 @@ def _start_onnx(path: Path, threads: int) -> Run:
         boxes, scores = session.run(["boxes", "scores"], {"images": images})
         return boxes, scores
 
-    return run
+    return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
 
 
-def _start_openvino(path: Path, threads: int) -> Run:
+def _start_openvino(path: Path, threads: int) -> tuple[Run, str]:
     try:
         import openvino as ov
     except ImportError as error:
@@ -213,11 +240,13 @@ def _start_openvino(path: Path, threads: int) -> Run:
     core: Any = ov.Core()
     # Without the hint, CPUs with bfloat16 units would round silently, and the parity check would not speak for them.
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(path), "CPU", config)
+    model = core.read_model(path)
+    told = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else ""
+    compiled = core.compile_model(model, "CPU", config)
 
     def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
         answer = compiled.create_infer_request().infer({"images": images})
         # The buffers belong to the request: copied, they outlive it.
         return np.array(answer["boxes"]), np.array(answer["scores"])
 
-    return run
+    return run, told

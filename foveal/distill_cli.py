@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from foveal.options import DEFAULT_ENCODER, DEFAULT_TEACHER, Config, EncoderRef, OutDir, Overrides, live_progress
-from foveal.printing import Json, emit
+from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
+
+if TYPE_CHECKING:
+    from foveal.dataset import Dataset
 
 Prelabels = Annotated[Path, typer.Argument(metavar="PRELABELS", help="Folder that `foveal prelabel` wrote.")]
 
@@ -186,8 +190,18 @@ def distill(
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that `foveal distill` wrote.")],
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write; else beside MODEL.")] = None,
-    to: Annotated[Literal["onnx", "openvino"], typer.Option(help="Runtime to export for.")] = "onnx",
+    to: Annotated[Literal["onnx", "openvino", "tensorrt"], typer.Option(help="Runtime to export for.")] = "onnx",
     int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Weights in half the bytes (openvino, tensorrt).")] = False,
+    gold: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Labelled images that set threshold and calibration.")
+    ] = None,
+    target: Annotated[float, typer.Option(help="Precision above that threshold.")] = 0.9,
+    classes: Annotated[str | None, typer.Option(help="Only these, comma separated; the rest is cut off.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="Another input side.")] = None,
+    curve: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Measure sizes and precisions on these labelled images instead.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Export a student, check it against its source, and quantise it when asked.
@@ -197,5 +211,36 @@ def export(
     from distill.export import export as run
     from foveal.dataset import Dataset
 
+    named = [name.strip() for name in classes.split(",")] if classes else None
+    quantise, progress = Dataset.open(int8) if int8 else None, live_progress()
+    if curve is not None:
+        _curve(model, out or model.with_name(f"{model.name}-curve"), Dataset.open(curve), named, quantise, json_)
+        return
     out = out or model.with_name(f"{model.name}-{'int8-' if int8 else ''}{to}")
-    emit(run(model, out, to, int8=Dataset.open(int8) if int8 else None, progress=live_progress()), json_)
+    form = "openvino" if to == "openvino" else "onnx"
+    folder = out.with_name(f"{out.name}-onnx") if to == "tensorrt" else out
+    report = run(
+        model, folder, form, int8=quantise, fp16=fp16 and to == "openvino", gold=Dataset.open(gold) if gold else None,
+        target_precision=target, classes=named, size=size, progress=progress,
+    )  # fmt: skip
+    if to == "tensorrt":
+        from distill.tensorrt import build_engine
+
+        emit({"out": str(out), "fingerprint": build_engine(folder, out, fp16=fp16).fingerprint}, json_)
+        return
+    emit(report, json_)
+
+
+def _curve(model: Path, out: Path, data: Dataset, classes: list[str] | None, int8: Dataset | None, json_: bool) -> None:
+    from distill import curve as module
+    from foveal.artifacts import write_text
+
+    points = module.curve(model, data, classes=classes, int8=int8, progress=live_progress())
+    rows = module.to_json(points)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "curve.json", json.dumps(rows, indent=1) + "\n")
+    module.draw(points, out / "curve.png")
+    if json_:
+        emit({"out": str(out), "points": rows}, True)
+    else:
+        emit_rows(rows)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import distill.export as exporting
+from distill.curve import curve, draw
 from distill.export import export
 from distill.parity import ParityFailed, Tolerance, compare
-from distill.students import load_student
-from evals.detection import evaluate
+from distill.parting import first_difference
+from distill.students import load_student, restore
+from distill.tensorrt import build_engine
+from evals.detection import assign, evaluate
 from foveal import artifacts
-from foveal.errors import BadInput, FovealError
+from foveal.detections import Detections
+from foveal.errors import BadInput, FovealError, Unavailable
 from foveal.models import load_detector
 from tests.distill.tiny_student import painted, trained
 
@@ -72,6 +81,30 @@ def test_a_form_with_one_wrong_weight_is_not_written(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_layer_where_a_damaged_form_parts_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = trained()
+    honest = exporting._to_onnx
+
+    def damaged(net: Any, opset: int) -> Any:
+        import onnx
+
+        model: Any = honest(net, opset)
+        node = next(n for n in model.graph.node if n.op_type == "Conv" and "smooth.1" in n.name)
+        weight = next(i for i in model.graph.initializer if i.name == node.input[1])
+        values = -onnx.numpy_helper.to_array(weight)
+        weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+        return model
+
+    monkeypatch.setattr(exporting, "_to_onnx", damaged)
+    with pytest.raises(ParityFailed, match=r"they part at net\.smooth\.1"):
+        export(source, tmp_path / "onnx")
+    monkeypatch.setattr(exporting, "_to_onnx", honest)
+    net, _ = restore(source)
+    model = honest(net, 17)
+    pixels = np.random.default_rng(0).random((2, 3, net.size, net.size), np.float32)
+    assert first_difference(net, model, pixels) is None
+
+
 def test_int8_that_costs_too_much_is_not_written(tmp_path: Path, monkeypatch) -> None:
     source, _ = trained()
     honest = exporting._quantised
@@ -87,7 +120,7 @@ def test_int8_that_costs_too_much_is_not_written(tmp_path: Path, monkeypatch) ->
         return model
 
     monkeypatch.setattr(exporting, "_quantised", blind)
-    with pytest.raises(ParityFailed, match="mAP50 fell"):
+    with pytest.raises(ParityFailed, match=r"mAP50 fell.*quantising moves these most: \S*Conv \(\d+%\)"):
         export(source, tmp_path / "int8", int8=painted())
     assert list(tmp_path.iterdir()) == []
 
@@ -135,8 +168,16 @@ def test_int8_without_labels_is_measured_against_the_source() -> None:
 
 def test_wrong_requests_are_refused(tmp_path: Path) -> None:
     source, _ = trained()
-    with pytest.raises(BadInput, match="tensorrt"):
-        export(source, tmp_path / "x", "tensorrt")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="coreml"):
+        export(source, tmp_path / "x", "coreml")  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="fp16 weights go with OpenVINO"):
+        export(source, tmp_path / "x", fp16=True)
+    with pytest.raises(BadInput, match="no class 'cat'"):
+        export(source, tmp_path / "x", classes=["disc", "cat"])
+    with pytest.raises(BadInput, match="multiple of 32"):
+        export(source, tmp_path / "x", size=70)
+    with pytest.raises(BadInput, match="cannot calibrate"):
+        export(source, tmp_path / "x", gold=painted(12, 1).with_truth([Detections.empty(("disc", "square"))] * 12))
     with pytest.raises(BadInput, match="holds no student"):
         export(tmp_path, tmp_path / "x")
     with pytest.raises(FovealError, match="no images"):
@@ -154,3 +195,110 @@ def test_transformers_students_export_with_a_dynamic_batch(tmp_path: Path, name:
     # Barely trained: near ties let runtimes choose other queries, so most must match, not all.
     report = export(tmp_path / "student", tmp_path / "onnx", tolerance=Tolerance(matched=0.8))
     assert report.parity.batches == (1, 3, 7)
+
+
+EDGE = Path(__file__).parents[2] / "examples" / "edge" / "detect.py"
+ALONE = """
+import runpy, sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "foveal", "cv2", "scipy", "onnx", "openvino", "pydantic"):
+            raise ImportError(f"{name} is not on the edge")
+
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def _edge(model: Path, image: Path, threshold: float) -> list[dict[str, Any]]:
+    command = [sys.executable, "-c", ALONE, str(EDGE), str(model), str(image), str(threshold)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=model.parent)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_file_alone_is_enough_on_the_edge(tmp_path: Path) -> None:
+    source, _ = trained()
+    report = export(source, tmp_path / "onnx", gold=painted(12, 1), target_precision=0.8)
+    assert report.threshold is not None
+    assert 0 < report.threshold < 1
+    detector = load_detector(f"onnx:{tmp_path / 'onnx'}")
+    for sample in list(painted(12, 1))[:3]:
+        (ours,) = detector.detect([sample.image()], 0.1)
+        theirs = _edge(tmp_path / "onnx" / "model.onnx", sample.path, 0.1)
+        assert [one["label"] for one in theirs] == ours.label_names
+        np.testing.assert_allclose([one["box"] for one in theirs], ours.boxes, atol=1e-3)
+        assert ours.probabilities is not None
+        np.testing.assert_allclose([one["probability"] for one in theirs], ours.probabilities, atol=1e-4)
+    assert len(EDGE.read_text().splitlines()) <= 40
+
+
+def test_the_threshold_in_the_file_keeps_the_precision_on_other_images(tmp_path: Path) -> None:
+    source, _ = trained()
+    report = export(source, tmp_path / "onnx", gold=painted(60, 7), target_precision=0.8)
+    assert report.threshold is not None
+    others = painted(60, 8)
+    found = load_detector(f"onnx:{tmp_path / 'onnx'}").detect([s.image() for s in others], report.threshold)
+    right = [r >= 0 for d, s in zip(found, others, strict=True) for r in assign(d, s.truth).tolist()]
+    assert len(right) > 30
+    assert np.mean(right) >= 0.75
+
+
+def test_fewer_classes_and_another_size_are_real(tmp_path: Path) -> None:
+    source, _ = trained()
+    whole = export(source, tmp_path / "whole")
+    assert export(source, tmp_path / "one", classes=["square"]).megabytes < whole.megabytes
+    assert export(source, tmp_path / "less", classes=["square"], size=96).parity.passed
+    detector = load_detector(f"onnx:{tmp_path / 'less'}")
+    assert detector.classes == ("square",)
+    images = painted(12, 1)
+    found = detector.detect([s.image() for s in images])
+    goal = [
+        Detections.build(s.truth.boxes[k], 1.0, [0] * int(k.sum()), ("square",))
+        for s in images
+        if s.truth is not None and (k := np.array([n == "square" for n in s.truth.label_names], dtype=bool)) is not None
+    ]
+    assert (evaluate(goal, found)["AP50"] or 0) > 0.4  # at a size it was not trained for
+
+
+def test_half_precision_weights_are_half_as_large(tmp_path: Path) -> None:
+    source, _ = trained()
+    plain, half = export(source, tmp_path / "a", "openvino"), export(source, tmp_path / "b", "openvino", fp16=True)
+    assert half.parity.passed
+    assert half.megabytes < 0.65 * plain.megabytes
+    assert half.precision == "fp16"
+
+
+def test_the_curve_tells_what_each_size_costs(tmp_path: Path) -> None:
+    source, _ = trained()
+    points = curve(source, painted(12, 1), sizes=[64, 128])
+    assert {point.size for point in points} == {64, 128}
+    assert points[0].ms < points[-1].ms
+    assert points[0].best
+    draw(points, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
+def test_without_a_gpu_no_engine_is_built_and_it_says_what_to_do(tmp_path: Path) -> None:
+    source, _ = trained()
+    export(source, tmp_path / "onnx")
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(Unavailable, match=r"no TensorRT or no NVIDIA GPU.*Run the same command where"):
+        build_engine(tmp_path / "onnx", tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.slow
+def test_the_edge_script_runs_where_nothing_else_is_installed(tmp_path: Path) -> None:
+    source, _ = trained()
+    export(source, tmp_path / "onnx")
+    venv.create(tmp_path / "edge", with_pip=True)
+    python = tmp_path / "edge" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", "numpy", "pillow", "onnxruntime"], check=True)
+    sample = painted(12, 1)[0]
+    done = subprocess.run(
+        [python, EDGE, tmp_path / "onnx" / "model.onnx", sample.path, "0.3"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[0])["label"] in ("disc", "square")

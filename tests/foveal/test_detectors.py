@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from foveal import artifacts
-from foveal.detectors import CARD, ONNX, decode, load_onnx, stretched
+from foveal.detectors import KEY, ONNX, decode, load_onnx, stretched
 from foveal.errors import BadInput, IntegrityError
 from foveal.models import Detector, ModelRef, load_detector
 
@@ -54,7 +54,6 @@ def graph(queries: int = 3, classes: int = 2) -> Any:
 def folder(path: Path, model: Any = None, **card: Any) -> Path:
     """A sealed detector folder."""
     path.mkdir(parents=True)
-    (path / ONNX).write_bytes((model or graph()).SerializeToString())
     fields = {
         "classes": CLASSES,
         "size": 64,
@@ -63,7 +62,10 @@ def folder(path: Path, model: Any = None, **card: Any) -> Path:
         "family": "fcos",
         "precision": "fp32",
     }
-    (path / CARD).write_text(json.dumps({**fields, **card}))
+    model = model or graph()
+    if card.pop("told", True):
+        model.metadata_props.add(key=KEY, value=json.dumps({**fields, **card}))
+    (path / ONNX).write_bytes(model.SerializeToString())
     artifacts.seal(path, name="fixed", kind="detector")
     return path
 
@@ -110,7 +112,6 @@ def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:
     [
         (lambda f: (f / ONNX).write_bytes(b"x" + (f / ONNX).read_bytes()), IntegrityError, "has changed"),
         (lambda f: (f / ONNX).unlink(), IntegrityError, "is missing"),
-        (lambda f: (f / CARD).unlink(), IntegrityError, "is missing"),
         (lambda f: (f / "manifest.json").unlink(), BadInput, "has no manifest"),
     ],
 )
@@ -134,6 +135,23 @@ def test_damaged_folders_name_the_file(tmp_path: Path, damage: Any, error: type[
 def test_a_card_that_does_not_fit_is_refused(tmp_path: Path, card: dict[str, Any], message: str) -> None:
     with pytest.raises(IntegrityError, match=message):
         load_onnx(ModelRef("onnx", str(folder(tmp_path / "d", **card))))
+
+
+def test_a_model_without_metadata_is_not_ours(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has no metadata 'foveal'"):
+        load_onnx(ModelRef("onnx", str(folder(tmp_path / "d", told=False))))
+
+
+def test_calibration_in_the_file_gives_probabilities(tmp_path: Path) -> None:
+    told = {"scores": [0, 0.5, 1], "probabilities": {"bolt": [0, 0.2, 1], "nut": [0, 0.5, 0.6]}}
+    detector = load_onnx(ModelRef("onnx", str(folder(tmp_path / "d", calibration=told))))
+    (found,) = detector.detect([Image.new("RGB", (64, 64), "white")])
+    assert found.probabilities is not None
+    for score, name, p in zip(found.scores, found.label_names, found.probabilities, strict=True):
+        expected = np.interp(score, [0, 0.5, 1], told["probabilities"][name])
+        assert p == pytest.approx(expected, abs=1e-6)
+    (plain,) = load_onnx(ModelRef("onnx", str(folder(tmp_path / "e")))).detect([Image.new("RGB", (64, 64), "white")])
+    assert plain.probabilities is None
 
 
 def test_a_sealed_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
