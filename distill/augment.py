@@ -114,6 +114,23 @@ class ImageCache:
 
 
 @dataclass(frozen=True, slots=True)
+class Pane:
+    """One image's part of a view: where it lies, and how a place there comes from the image."""
+
+    row: int  # of the cache
+    area: tuple[int, int, int, int]  # x1, y1, x2, y2 in view pixels
+    scale: tuple[float, float]  # view pixels that the whole image would cover
+    offset: tuple[float, float]  # of the image's left and top edge from the pane's, view pixels
+    mirror: bool
+
+    def to_image(self, x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """View pixels -> shares of the image's width and height; outside [0, 1] nothing of it is seen."""
+        u = (x - self.area[0] - self.offset[0]) / self.scale[0]
+        v = (y - self.area[1] - self.offset[1]) / self.scale[1]
+        return (1 - u if self.mirror else u), v
+
+
+@dataclass(frozen=True, slots=True)
 class Augment:
     """How far a view may stray from its image. `mosaic` is the share of views made of four images."""
 
@@ -130,8 +147,8 @@ class Augment:
 
     def view(
         self, cache: ImageCache, row: int, side: int, rng: np.random.Generator, *, calm: bool = False
-    ) -> tuple[npt.NDArray[np.uint8], Labels]:
-        """One random view (S, S, 3) of image `row`; `calm` leaves out the mosaic."""
+    ) -> tuple[npt.NDArray[np.uint8], Labels, list[Pane]]:
+        """One random view (S, S, 3) of image `row`, its labels and what it is made of; `calm` leaves out the mosaic."""
         canvas = np.full((side, side, 3), GREY, dtype=np.uint8)
         if not calm and rng.random() < self.mosaic:
             cx, cy = (rng.uniform(0.3, 0.7, 2) * side).astype(int).tolist()
@@ -146,13 +163,14 @@ class Augment:
             low, high = self.scale
             zoom = float(np.exp(rng.uniform(np.log(low), np.log(high))))
             parts = [self._warp(cache, row, canvas, (0, 0, side, side), zoom, rng)]
+        labels = [part for part, _ in parts]
         merged = Labels(
-            np.concatenate([p.boxes for p in parts]),
-            np.concatenate([p.labels for p in parts]),
-            np.concatenate([p.weights for p in parts]),
-            np.concatenate([p.ignore for p in parts]),
+            np.concatenate([p.boxes for p in labels]),
+            np.concatenate([p.labels for p in labels]),
+            np.concatenate([p.weights for p in labels]),
+            np.concatenate([p.ignore for p in labels]),
         )
-        return self._recolour(canvas, rng), merged
+        return self._recolour(canvas, rng), merged, [pane for _, pane in parts]
 
     def _warp(
         self,
@@ -162,7 +180,7 @@ class Augment:
         pane: tuple[int, int, int, int],
         zoom: float,
         rng: np.random.Generator,
-    ) -> Labels:
+    ) -> tuple[Labels, Pane]:
         """Draw image `row` into the pane (x1, y1, x2, y2) of the canvas and carry its labels along."""
         x1, y1, x2, y2 = pane
         side, pixels, labels = canvas.shape[0], cache.pixels[row], cache.labels[row]
@@ -171,7 +189,7 @@ class Augment:
         # Larger than the pane: any crop of it. Smaller: anywhere in it. `shift` lets either hang over an edge.
         slack, over = size - scale, self.shift * np.minimum(size, scale)
         offset = rng.uniform(np.minimum(slack, 0) - over, np.maximum(slack, 0) + over)
-        mirror = self.mirror and rng.random() < 0.5
+        mirror = bool(self.mirror and rng.random() < 0.5)
         factor = scale / pixels.shape[0]
         matrix = np.array([[factor[0], 0, offset[0]], [0, factor[1], offset[1]]])
         if mirror:
@@ -188,7 +206,9 @@ class Augment:
         seen = extent.prod(1) / np.maximum((whole[:, 2:] - whole[:, :2]).prod(1), 1e-9)
         keep = (extent > 2.0).all(1)
         moved = ((cut + np.array([x1, y1, x1, y1])) / side).astype(np.float32)
-        return Labels(moved[keep], labels.labels[keep], labels.weights[keep], (labels.ignore | (seen < VISIBLE))[keep])
+        drawn = Pane(row, pane, (float(scale[0]), float(scale[1])), (float(offset[0]), float(offset[1])), mirror)
+        ignore = (labels.ignore | (seen < VISIBLE))[keep]
+        return Labels(moved[keep], labels.labels[keep], labels.weights[keep], ignore), drawn
 
     def _recolour(self, image: npt.NDArray[np.uint8], rng: np.random.Generator) -> npt.NDArray[np.uint8]:
         gain = 1 + rng.uniform(-self.brightness, self.brightness)

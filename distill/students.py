@@ -60,6 +60,10 @@ class Student(nn.Module, ABC):
         """Images (B, 3, S, S) in [0, 1] -> boxes (B, Q, 4) xyxy in [0, 1], scores (B, Q, C) in [0, 1]."""
 
     @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The module whose forward pass gives the feature maps, finest first."""
+
+    @abstractmethod
     def architecture(self) -> dict[str, Any]:
         """Plain values from which `_restore` builds the same network again."""
 
@@ -83,6 +87,9 @@ class DenseStudent(Student):
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         return self.net.predict(images)
+
+    def backbone(self) -> nn.Module:
+        return self.net.body
 
     def architecture(self) -> dict[str, Any]:
         return dict(self.shape)
@@ -111,6 +118,10 @@ class DetrStudent(Student):
         out = self.model(pixel_values=self._normalised(images))
         boxes = box_convert(out.pred_boxes.float(), "cxcywh", "xyxy")
         return boxes.clamp(0, 1), out.logits.float().sigmoid()
+
+    def backbone(self) -> nn.Module:
+        inner = self.model.model
+        return inner.backbone if hasattr(inner, "backbone") else inner.conv_encoder
 
     def architecture(self) -> dict[str, Any]:
         return self.model.config.to_dict()

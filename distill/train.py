@@ -26,6 +26,7 @@ from adapt.job import Order
 from adapt.run import resume_point
 from adapt.trainer import Budget, BudgetTrainer, ProgressReport, arguments
 from distill.augment import ImageCache
+from distill.hints import Hints, Pupil
 from distill.prelabels import PREDICTIONS
 from distill.reviewed import CORRECTED
 from distill.students import SAMPLES, DenseStudent, Student, identity, recipe, save_student, start
@@ -59,6 +60,9 @@ class TrainSettings(BaseModel):
     calm: float = Field(default=0.15, ge=0, le=1)  # last share of the run, without mosaics
     soft: bool = True  # weigh each box by its calibrated probability
     review: Literal["ignore", "drop", "learn"] = "ignore"  # what boxes under review become, see `ImageCache`
+    hints: str | None = None  # model whose view of the images the student's backbone also learns, e.g. bundled:owl
+    feature_weight: float = Field(default=1.0, ge=0)  # of the likeness of its features to the model's
+    class_weight: float = Field(default=0.0, ge=0)  # of their likeness, in each box, to the class's text embedding
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     evaluations: int = Field(default=4, ge=0)  # looks at the gold set
     patience: int | None = Field(default=None, ge=1)  # looks without improvement before the best so far is kept
@@ -144,7 +148,11 @@ def train(
         dataset, round(net.size * CACHE_SCALE), soft=settings.soft, review=settings.review, progress=progress
     )
     checkpoint = resume_point(work, run)
-    trainee = Trainee(net, settings.ema, _autocast(settings.precision, net, device := pick_device(device)))
+    hints = pupil = None
+    if settings.hints is not None:
+        hints = Hints.of_cache(settings.hints, cache, dataset.classes, work, progress)
+        pupil = Pupil(net, hints, settings.feature_weight, settings.class_weight, settings.seed)
+    trainee = Trainee(net, settings.ema, _autocast(settings.precision, net, device := pick_device(device)), pupil)
     batch = min(settings.batch or found.batch, len(cache))
     epochs = settings.epochs or (ENDLESS if settings.max_seconds else 60)
     order = Order(len(cache), batch, epochs, settings.seed)
@@ -170,8 +178,10 @@ def train(
             bf16=False,  # `Trainee` chooses
         ),
         train_dataset=order,
-        data_collator=Views(cache, net.size, budget, settings.seed, settings.mosaic, settings.calm, settings.augment),
-        optimizers=(_optimizer(net, rate, settings.weight_decay), None),
+        data_collator=Views(
+            cache, net.size, budget, settings.seed, settings.mosaic, settings.calm, settings.augment, hints
+        ),
+        optimizers=(_optimizer(net, pupil, rate, settings.weight_decay), None),
     )
     trainer.add_callback(Averaging(trainee))
     if watch is not None:
@@ -227,7 +237,7 @@ def _write(
         )
 
 
-def _optimizer(student: Student, rate: float, decay: float) -> torch.optim.Optimizer:
+def _optimizer(student: Student, pupil: Pupil | None, rate: float, decay: float) -> torch.optim.Optimizer:
     """AdamW; vectors (biases, norms) do not decay, and a pretrained backbone moves ten times slower."""
     pretrained = student.init.startswith("hf:")
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -235,6 +245,8 @@ def _optimizer(student: Student, rate: float, decay: float) -> torch.optim.Optim
         if parameter.requires_grad:
             slow = pretrained and ("backbone" in name or "conv_encoder" in name)
             groups.setdefault((parameter.ndim > 1, slow), []).append(parameter)
+    for parameter in pupil.parameters() if pupil is not None else ():
+        groups.setdefault((parameter.ndim > 1, False), []).append(parameter)
     return torch.optim.AdamW(
         [
             {"params": members, "weight_decay": decay if matrix else 0.0, "lr": rate * (0.1 if slow else 1.0)}

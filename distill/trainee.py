@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from adapt.trainer import Budget
 from distill.augment import STILL, Augment, ImageCache, collate
 from distill.fcos import Targets
+from distill.hints import Hints, Pupil
 from distill.students import DenseStudent, Student, unique_state
 from evals import detection
 from foveal.artifacts import write_text
@@ -35,9 +36,10 @@ FLOOR = 0.01  # lowest score that the verdict counts
 class Trainee(nn.Module):
     """A student with the moving average of itself, so that a checkpoint holds both or neither."""
 
-    def __init__(self, student: Student, decay: float, bf16: bool) -> None:
+    def __init__(self, student: Student, decay: float, bf16: bool, pupil: Pupil | None = None) -> None:
         super().__init__()
         self.student, self.decay, self.bf16 = student, decay, bf16
+        self.pupil = pupil  # learns the teacher's features; neither averaged nor kept
         self.average = copy.deepcopy(student).requires_grad_(False).eval()
         if isinstance(student, DenseStudent):
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -52,14 +54,25 @@ class Trainee(nn.Module):
         return unique_state(self)
 
     def forward(
-        self, images: Tensor, boxes: Tensor, labels: Tensor, weights: Tensor, ignore: Tensor
+        self,
+        images: Tensor,
+        boxes: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        ignore: Tensor,
+        features: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch of uint8 images (B, 3, S, S)."""
         pixels = images.float().div_(255)
         if isinstance(self.student, DenseStudent):
             pixels = pixels.contiguous(memory_format=torch.channels_last)
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
-            return {"loss": self.student.loss(pixels, Targets(boxes, labels, weights, ignore))}
+            targets = Targets(boxes, labels, weights, ignore)
+            loss = self.student.loss(pixels, targets)
+            if self.pupil is not None and features is not None and seen is not None:
+                loss = loss + self.pupil.loss(features, seen, targets)
+            return {"loss": loss}
 
     @torch.no_grad()
     def update(self) -> None:
@@ -88,8 +101,17 @@ class Views:
     """Positions of `Order` -> a batch of random views, drawn from seed and position: a resumed run repeats none."""
 
     def __init__(
-        self, cache: ImageCache, size: int, budget: Budget, seed: int, mosaic: float, calm: float, augment: bool
+        self,
+        cache: ImageCache,
+        size: int,
+        budget: Budget,
+        seed: int,
+        mosaic: float,
+        calm: float,
+        augment: bool,
+        hints: Hints | None = None,
     ) -> None:
+        self.hints = hints
         self.cache, self.size, self.budget, self.seed, self.calm = cache, size, budget, seed, calm
         self.augment = Augment(mosaic=mosaic) if augment else STILL
 
@@ -97,7 +119,10 @@ class Views:
         rng = np.random.default_rng((self.seed, items[0][0]))
         calm = self.budget.share > 1 - self.calm
         views = [self.augment.view(self.cache, row, self.size, rng, calm=calm) for _, row in items]
-        return {name: torch.from_numpy(value) for name, value in collate(views).items()}
+        batch = collate([(pixels, labels) for pixels, labels, _ in views])
+        if self.hints is not None:
+            batch |= self.hints.of([panes for _, _, panes in views], self.size)
+        return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
 class GoldWatch(TrainerCallback):

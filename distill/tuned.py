@@ -5,6 +5,8 @@ Shape letters: N detections.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from evals.calibration import Calibrator, threshold_for_precision
@@ -28,34 +30,14 @@ def on_gold(
     Raises:
         BadInput: the gold images are not labelled with the detector's classes, or it finds nothing in them.
     """
-    scores: list[float] = []
-    names: list[str] = []
-    right: list[bool] = []
-    images: list[int] = []
-    for place, sample in enumerate(track(progress, gold, "calibrate on gold", len(gold))):
-        if sample.truth is None:
-            continue
-        try:
-            (found,) = detector.detect([sample.image()], LEAST)
-        except BadImage:
-            continue
-        scores += found.scores.tolist()
-        names += found.label_names
-        right += (assign(found, sample.truth) >= 0).tolist()
-        images += [place] * len(found)
-    if not any(right):
-        raise BadInput(
-            "the gold images cannot calibrate this detector",
-            expected=f"boxes of {', '.join(card.classes)} that it finds",
-            received=f"{len(scores)} detections, none of them right",
-        )
-    calibrator = Calibrator.fit(np.array(scores), np.array(right), names, shrinkage=4.0)
+    seen = _seen(detector, gold, progress)
+    calibrator = seen.calibrator()
     knots = np.linspace(0, 1, KNOTS)
     told = Calibration(
         scores=tuple(np.round(knots, 6).tolist()),
         probabilities={name: tuple(np.round(calibrator(knots, [name] * KNOTS), 6).tolist()) for name in card.classes},
     )
-    choice = threshold_for_precision(scores, right, target, CONFIDENCE, groups=images)
+    choice = threshold_for_precision(seen.scores, seen.right, target, CONFIDENCE, groups=seen.images)
     return card.model_copy(
         update={
             "threshold": choice.threshold,
@@ -64,3 +46,47 @@ def on_gold(
             "calibration": told,
         }
     )
+
+
+def calibrator_of(detector: Detector, gold: Dataset, progress: Progress | None = None) -> Calibrator:
+    """P(right) of a detector's scores, from gold images that it did not learn from.
+
+    Raises:
+        BadInput: as `on_gold`.
+    """
+    return _seen(detector, gold, progress).calibrator()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A detector's detections in the gold images, N in all."""
+
+    scores: list[float]
+    names: list[str]
+    right: list[bool]
+    images: list[int]
+
+    def calibrator(self) -> Calibrator:
+        return Calibrator.fit(np.array(self.scores), np.array(self.right), self.names, shrinkage=4.0)
+
+
+def _seen(detector: Detector, gold: Dataset, progress: Progress | None) -> _Seen:
+    found = _Seen([], [], [], [])
+    for place, sample in enumerate(track(progress, gold, "calibrate on gold", len(gold))):
+        if sample.truth is None:
+            continue
+        try:
+            (boxes,) = detector.detect([sample.image()], LEAST)
+        except BadImage:
+            continue
+        found.scores.extend(boxes.scores.tolist())
+        found.names.extend(boxes.label_names)
+        found.right.extend((assign(boxes, sample.truth) >= 0).tolist())
+        found.images.extend([place] * len(boxes))
+    if not any(found.right):
+        raise BadInput(
+            "the gold images cannot calibrate this detector",
+            expected=f"boxes of {', '.join(detector.classes)} that it finds",
+            received=f"{len(found.scores)} detections, none of them right",
+        )
+    return found

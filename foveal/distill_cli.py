@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -162,6 +163,7 @@ def distill(
         str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
     ] = "fcos-mobilenet",
     gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of learning from its own second look; needs --gold.")] = 1,
     config: Config = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
@@ -174,17 +176,19 @@ def distill(
     from distill.train import TrainSettings, train, training_set
     from foveal.config import load
     from foveal.dataset import Dataset
+    from foveal.errors import BadInput
 
-    report = train(
-        training_set(dataset),
-        student,
-        out,
-        load(TrainSettings, config, overrides or ()),
-        live_progress(),
-        gold=Dataset.open(gold) if gold else None,
-        fresh=fresh,
-    )
-    emit(report, json_)
+    settings, progress = load(TrainSettings, config, overrides or ()), live_progress()
+    data, watched = training_set(dataset), Dataset.open(gold) if gold else None
+    if rounds > 1:
+        from distill.rounds import rounds as train_rounds
+
+        if watched is None:
+            raise BadInput("--rounds needs --gold", expected="labelled images that calibrate the student")
+        found = train_rounds(data, student, out, watched, settings, count=rounds, progress=progress)
+        emit({"out": str(out), "rounds": [asdict(one) for one in found]}, json_)
+        return
+    emit(train(data, student, out, settings, progress, gold=watched, fresh=fresh), json_)
 
 
 def export(

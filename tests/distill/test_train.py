@@ -137,7 +137,7 @@ def test_boxes_follow_the_pixels_through_every_view(mosaic: float) -> None:
     augment = Augment(mosaic=mosaic, brightness=0, contrast=0, saturation=0, tint=0)
     rng, checked = np.random.default_rng(0), 0
     for row in range(len(cache)):
-        image, labels = augment.view(cache, row, 64, rng)
+        image, labels, _ = augment.view(cache, row, 64, rng)
         assert image.shape == (64, 64, 3)
         assert (labels.boxes >= 0).all()
         assert (labels.boxes <= 1).all()
@@ -152,7 +152,7 @@ def test_boxes_follow_the_pixels_through_every_view(mosaic: float) -> None:
 
 def test_the_still_view_is_the_image_itself() -> None:
     cache = ImageCache(painted(), SIDE)
-    image, labels = STILL.view(cache, 3, SIDE, np.random.default_rng(0))
+    image, labels, _ = STILL.view(cache, 3, SIDE, np.random.default_rng(0))
     assert np.array_equal(image, cache.pixels[3])
     assert labels.boxes == pytest.approx(cache.labels[3].boxes)
 
