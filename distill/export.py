@@ -124,7 +124,7 @@ def export(
             calibration, _ = _read(int8, net, CALIBRATION, progress)
     with artifacts.staged(out) as staging:
         plain = _to_onnx(net, opset)
-        parity, step, model = None, None, plain
+        parity, step, model, exported = None, None, plain, None
         for step in ladder:
             model = plain if step is None else _quantised(plain, to, calibration, step[1], net)
             _save(model, to, staging, card)
@@ -146,6 +146,7 @@ def export(
             if parity.passed:
                 break
         assert parity is not None
+        assert exported is not None
         if not parity.passed:
             where = _parting(net, plain, model, pixels, step)
             raise ParityFailed(

@@ -64,7 +64,9 @@ def rounds(
     count: int = 2,
     progress: Progress | None = None,
 ) -> list[Round]:
-    """Train up to `count` rounds, ending early when the gold AP50 no longer rises; `out` is the best one's student.
+    """Train up to `count` rounds; `out` is the best one's student.
+
+    They end early when the gold AP50 no longer rises, or the student contradicts most of the accepted boxes.
 
     Every round stays in the folder `out` with `-round-N` at its end, so that an interrupted call goes on where it was.
 
@@ -86,6 +88,10 @@ def rounds(
             break
         written = out.with_name(f"{out.name}-round-{number + 1}.coco.json")
         data, changes = _next_labels(dataset, folder, gold, written, progress)
+        if changes["set aside"] > changes["kept"]:
+            if progress is not None:
+                progress.note("the student contradicts most accepted boxes: it is too weak to teach, and rounds end")
+            break
         start = str(folder)
     best = max(done, key=lambda one: (one.gold_ap50, -one.number))
     if out.exists():

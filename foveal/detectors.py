@@ -59,8 +59,10 @@ class DetectorCard(BaseModel):
     nms_iou: float | None = Field(None, gt=0, le=1)  # None: the model suppresses duplicates itself
     family: str
     precision: Literal["fp32", "fp16", "int8"]
-    threshold: float | None = Field(None, ge=0, le=1)  # score from which the target precision is kept; None: not known
-    target_precision: float | None = Field(None, gt=0, lt=1)
+    threshold: float | None = Field(
+        default=None, ge=0, le=1
+    )  # score from which the target precision is kept; None: not known
+    target_precision: float | None = Field(default=None, gt=0, lt=1)
     proven: bool = False  # the gold images prove it, or only make it likely
     calibration: Calibration | None = None
     source: str = ""  # fingerprint of the student this was made from
