@@ -50,9 +50,9 @@ def main() -> None:
     learn, judge = gold.subset(range(0, len(gold), 2)), gold.subset(range(1, len(gold), 2))
     report: dict[str, Any] = {"machine": describe_machine(), "settings": {k: str(v) for k, v in vars(options).items()}}
 
-    def student(name: str, data: Dataset) -> dict[str, Any]:
+    def student(name: str, data: Dataset, **more: Any) -> dict[str, Any]:
         epochs = max(1, options.views // len(data))
-        settings = TrainSettings(size=options.size, epochs=epochs)
+        settings = TrainSettings(size=options.size, epochs=epochs, **more)
         made = train(data, options.student, work / name, settings, progress)
         model = load_student(work / name)
         found = [
@@ -84,7 +84,7 @@ def main() -> None:
     ):
         parts = Parts((reference,), ontology, memory)
         out = work / f"prelabels {name}"
-        made = prelabel(bare, ontology, parts.teacher(), judge, parts()[1], out, settings, progress)
+        made = prelabel(bare, ontology, parts.teacher(), judge, parts.remembered(), out, settings, progress)
         quality, ranked = measure(out, hidden), compare_verification(out, hidden)
         report[f"prelabels, {name}"] = {
             "proven": made.proven,
@@ -101,6 +101,7 @@ def main() -> None:
         joined = work / f"{name}.json"
         coco.write(Dataset.build([*labelled, *gold], everything.classes), joined)
         student(f"student, {name}", Dataset.open(joined))
+        student(f"student, {name}, doubtful boxes learnt by weight", Dataset.open(joined), review="learn")
     print(json.dumps(report, indent=1))
 
 

@@ -32,8 +32,11 @@ class Parts:
         Raises:
             UnknownName, BadInput, Unavailable, IntegrityError: as `load_teacher` and `ExemplarMemory.load`.
         """
-        memory = ExemplarMemory.load(self.memory, load_encoder(Stored.read(self.memory).encoder))
-        return self.teacher(), memory
+        return self.teacher(), self.remembered()
+
+    def remembered(self) -> ExemplarMemory:
+        """Load the memory alone."""
+        return ExemplarMemory.load(self.memory, load_encoder(Stored.read(self.memory).encoder))
 
     def teacher(self) -> Teacher:
         """Load the teacher alone."""

@@ -80,12 +80,13 @@ def prelabel_run(
     classes, gold_set, progress = Ontology.load(ontology), Dataset.open(gold), live_progress()
     images = open_source(source, filter_)
     kept = out.with_name(f".{out.name}.work") / "memory"
-    folder = memory or remember_gold(gold_set, encoder, kept, progress)
-    parts = Parts(tuple(teacher or [DEFAULT_TEACHER]), classes, folder, tile, flip, registry)
+    parts = Parts(tuple(teacher or [DEFAULT_TEACHER]), classes, memory or kept, tile, flip, registry)
     through = RayActors() if ray else Processes(workers) if workers > 1 else in_turn
-    found, remembered = parts()
+    found = parts.teacher()
+    if memory is None:
+        remember_gold(gold_set, encoder, kept, progress)
     report = label(
-        images, classes, found, gold_set, remembered, out, settings, progress,
+        images, classes, found, gold_set, parts.remembered(), out, settings, progress,
         through=through, parts=parts, price=price,
     )  # fmt: skip
     emit(report.to_json(), json_)
