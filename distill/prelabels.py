@@ -97,7 +97,8 @@ def as_dataset(out: str | Path, routes: Sequence[str]) -> Dataset:
         for sample, found in loaded:
             keep = np.array([p.route in routes for p in found.provenance or ()], dtype=bool)
             shown = found[keep]
-            yield replace(sample, truth=replace(shown, scores=shown.probabilities, provenance=None))
+            sure = shown.scores if shown.probabilities is None else shown.probabilities  # None where nothing was found
+            yield replace(sample, truth=replace(shown, scores=sure, provenance=None))
 
     classes = loaded[0][1].names if loaded else ()
     return Dataset.build(samples(), classes)

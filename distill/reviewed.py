@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -60,16 +61,22 @@ class ReviewReport:
 
 
 def read_corrected(source: Path, out: Path, format: str | None = None) -> Dataset:
-    """The annotated set at `source`; its images are looked for where the job's lie, too.
+    """The annotated set at `source`. Where its images are not beside it, those of the job in `out` stand in for them:
+    found by file name, or by their path below the folder that holds them all.
 
     Raises:
         UnknownName, BadInput: no such format, nothing recognised, or images are missing.
     """
     name = format or detect(source)
-    if name not in ("coco", "cvat", "label_studio", "voc"):
-        return Dataset.open(source, name)
     module: Any = FORMATS[name]
-    return module.read(source, images=_common_folder(out))
+    try:
+        return module.read(source)
+    except BadInput:
+        if name not in ("coco", "cvat", "label_studio", "voc"):
+            raise
+    with tempfile.TemporaryDirectory() as folder:
+        _link(out, Path(folder))
+        return module.read(source, images=Path(folder))
 
 
 def take_back(
@@ -289,7 +296,13 @@ def _write_corrected(out: Path, classes: Sequence[str]) -> None:
     coco.write(Dataset.build(samples(), classes), out / CORRECTED)
 
 
-def _common_folder(out: Path) -> Path | None:
-    """Below which all images of the job lie."""
-    parents = {str(sample.path.parent) for sample in coco.read(out / PREDICTIONS)}
-    return Path(os.path.commonpath(list(parents))) if parents else None
+def _link(out: Path, folder: Path) -> None:
+    """Put the job's images into `folder`, as links."""
+    paths = [sample.path for sample in coco.read(out / PREDICTIONS)]
+    above = Path(os.path.commonpath([path.parent for path in paths]))
+    names = Counter(path.name for path in paths)
+    for path in paths:
+        places = {str(path.relative_to(above))} | ({path.name} if names[path.name] == 1 else set())
+        for place in places:
+            (folder / place).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place).symlink_to(path)

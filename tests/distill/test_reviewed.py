@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distill.ontology import Ontology
 from distill.prelabel import load_report, prelabel
@@ -15,13 +17,13 @@ from distill.prelabels import as_dataset, load_prelabels
 from distill.reviewed import CORRECTED, REVIEWS, compare, corrections, read_corrected, take_back
 from distill.train import training_set
 from foveal import artifacts
-from foveal.dataset import Dataset
+from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
 from foveal.errors import BadInput
 from foveal.formats import coco
 from retrieval.memory import ExemplarMemory
 from retrieval.reviewing import correct
-from tests.distill.painted import CLASSES, DenseBlobs, Swatches, painted, remember
+from tests.distill.painted import CLASSES, SIDE, DenseBlobs, Swatches, painted, remember
 
 ONTOLOGY = Ontology.of(CLASSES)
 
@@ -35,7 +37,10 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def finished(hidden: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
     folder = tmp_path_factory.mktemp("job")
     gold = painted(folder / "gold", 30, 1)
-    source = hidden.with_truth([None] * len(hidden), CLASSES)
+    blank = folder / "blank.png"
+    Image.new("RGB", (SIDE, SIDE), (128, 128, 128)).save(blank)  # in which nothing is found
+    empty = Sample("blank.png", blank, SIDE, SIDE)
+    source = Dataset.build([*hidden.with_truth([None] * len(hidden), CLASSES), empty], CLASSES)
     prelabel(source, ONTOLOGY, DenseBlobs(), gold, remember(gold), folder / "out")
     return folder / "out", gold
 
@@ -43,8 +48,6 @@ def finished(hidden: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple
 @pytest.fixture
 def job(finished: tuple[Path, Dataset], tmp_path: Path) -> Path:
     """A copy of the job, to be corrected."""
-    import shutil
-
     return Path(shutil.copytree(finished[0], tmp_path / "job"))
 
 
@@ -65,8 +68,8 @@ def _annotated(job: Path, hidden: Dataset, count: int = 10) -> Dataset:
     for sample, found in load_prelabels(job)[:count]:
         truth = next(item.truth for item in hidden if item.id == sample.id)
         assert truth is not None
+        assert found.names == CLASSES
         people.append(truth)
-        assert len(found) >= 0
     return hidden.subset(range(count)).with_truth(people, CLASSES)
 
 
@@ -80,6 +83,11 @@ def test_each_format_comes_back_to_the_same_report(job: Path, hidden: Dataset, t
     again = take_back(job, read_corrected(tmp_path / "back", job))
     assert again.changes == expected.changes
     assert again.boxes == expected.boxes
+    if name == "yolo":
+        return  # its numbers mean nothing without the images
+    for folder in ("images", "JPEGImages"):  # as tools export annotations alone
+        shutil.rmtree(tmp_path / "back" / folder, ignore_errors=True)
+    assert take_back(job, read_corrected(tmp_path / "back", job)).changes == expected.changes
 
 
 def test_the_figures_are_those_of_the_truth(job: Path, hidden: Dataset) -> None:
@@ -146,9 +154,9 @@ def test_what_is_given_to_other_tools_has_probabilities_as_scores(job: Path, tmp
     scores = np.concatenate([s.truth.scores for s in read if s.truth is not None])
     expected: list[float] = []
     for _, found in load_prelabels(job):
-        assert found.probabilities is not None
-        accepted = [p.route == "accept" for p in found.provenance or ()]
-        expected += found.probabilities[np.array(accepted, dtype=bool)].tolist()
+        if found.probabilities is not None:  # something was found
+            accepted = [p.route == "accept" for p in found.provenance or ()]
+            expected += found.probabilities[np.array(accepted, dtype=bool)].tolist()
     np.testing.assert_array_equal(np.sort(scores), np.sort(expected))
     # FiftyOne's COCO importer takes `score` of an annotation for its confidence.
     shown.write(tmp_path / "coco", "coco")
