@@ -19,7 +19,7 @@ from distill.parity import ParityFailed
 from distill.students import restore
 from evals.detection import evaluate
 from foveal.dataset import Dataset
-from foveal.detections import Detections, FloatArray
+from foveal.detections import Detections
 from foveal.detectors import ExportedDetector, load_onnx
 from foveal.errors import BadImage, BadInput
 from foveal.models import ModelRef
@@ -92,15 +92,22 @@ def curve(
 
 
 def draw(points: Sequence[Point], path: Path) -> None:
-    """The curve as a PNG."""
+    """The curve as a PNG: the forms that none beats are joined, the others stand beside."""
     from evals import plots
 
-    series: dict[str, tuple[FloatArray, FloatArray]] = {}
-    for precision in dict.fromkeys(p.precision for p in points):
-        mine = [p for p in points if p.precision == precision]
-        series[precision] = np.array([p.ms for p in mine], np.float32), np.array([p.map50 for p in mine], np.float32)
-    figure = plots.curves(series, x="ms an image, one thread", y="mAP50")
+    best, beaten = [p for p in points if p.best], [p for p in points if not p.best]
+    figure = plots.path(
+        [(p.ms, p.map50) for p in best], [_name(p) for p in best], x="ms an image, one thread", y="mAP50"
+    )
+    axes = figure.axes[0]
+    axes.scatter([p.ms for p in beaten], [p.map50 for p in beaten], s=16, color="0.6")
+    for point in beaten:
+        axes.annotate(_name(point), (point.ms, point.map50), xytext=(5, -10), textcoords="offset points", fontsize=7.5)
     figure.savefig(path, dpi=120)
+
+
+def _name(point: Point) -> str:
+    return f"{point.size} px" + ("" if point.precision == "fp32" else f" {point.precision}")
 
 
 def to_json(points: Sequence[Point]) -> list[dict[str, Any]]:

@@ -81,11 +81,20 @@ def _grounding(rest: str, _: str, __: Ontology, ___: Path | None) -> Teacher:
 
 
 def _closed(rest: str, _: str, ontology: Ontology, registry: Path | None) -> Teacher:
-    if Path(rest).is_dir():
+    return Closed(closed_detector(rest, registry), ontology)
+
+
+def closed_detector(reference: str, registry: Path | None = None) -> Detector:
+    """A detector with classes of its own: a student's folder, or any reference of an exported one.
+
+    Raises:
+        UnknownName, BadInput, IntegrityError: as `load_student` and `load_detector`.
+    """
+    if Path(reference).is_dir():
         from distill.students import load_student
 
-        return Closed(load_student(rest), ontology)
-    return Closed(load_detector(rest, registry), ontology)
+        return load_student(reference)
+    return load_detector(reference, registry)
 
 
 def _remote(_: str, reference: str, __: Ontology, ___: Path | None) -> Teacher:

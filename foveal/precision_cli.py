@@ -92,7 +92,7 @@ def audit(
 def suspects(
     prelabels: Prelabels,
     student: Annotated[
-        str | None, typer.Option(metavar="REF", help="A detector trained on these labels, to disagree.")
+        str | None, typer.Option(metavar="REF", help="A student trained on these labels: its folder, or onnx:DIR.")
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write them: .json, .csv or .txt.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures.")] = None,
@@ -103,13 +103,13 @@ def suspects(
     Example: foveal prelabel suspects runs/prelabels --html suspects.html
     """
     from distill import suspects as module
-    from foveal.models import load_detector
+    from distill.teachers import closed_detector
     from retrieval.curate.listing import check_suffix, write_rows
 
     if out is not None:
         check_suffix(out)
     images = _images(prelabels)
-    found = module.suspects(prelabels, images, load_detector(student) if student else None, progress=live_progress())
+    found = module.suspects(prelabels, images, closed_detector(student) if student else None, progress=live_progress())
     rows = module.to_json(found)
     if out is not None:
         write_rows(out, rows, line="image")
