@@ -2,10 +2,10 @@
 
     foveal prelabel suspects PRELABELS --student runs/student --out suspects.json --html suspects.html
 
-Three witnesses speak about each box that was not rejected: the calibrated probability, the remembered crops nearest to
-it, and, where there is one, a student trained on these very labels, which learns what most of them say and so disagrees
-with those that are not like the rest (the small-loss observation of Co-teaching, arXiv 1804.06872). What the student
-sees and no box covers is listed too.
+Two witnesses speak about each box that was not rejected: its calibrated probability, in which teacher and remembered
+crops have their say, and, where there is one, a student trained on these very labels, which learns what most of them
+say and so disagrees with those that are not like the rest (the small-loss observation of Co-teaching, arXiv
+1804.06872). What the student sees and no box covers is listed too.
 
 Shape letters: N boxes of one image.
 """
@@ -23,7 +23,7 @@ from distill.prelabels import records
 from distill.records import Record
 from evals.report import Report
 from foveal.dataset import Dataset, Sample
-from foveal.detections import Detections, FloatArray, pairwise_iou
+from foveal.detections import BoolArray, Detections, FloatArray, pairwise_iou
 from foveal.errors import BadImage
 from foveal.models import Detector
 from foveal.progress import Progress, SilentProgress
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SAME = 0.5  # IoU from which two boxes speak of one object
-SURE = 0.5  # student score from which an uncovered object counts as missed
+SURE, DOUBT = 0.5, 0.2  # student scores from which it is sure of an object, and below which it does not see it
 ROUTES = ("accept", "review")
 BATCH = 16
 PAGE = 100
@@ -61,8 +61,9 @@ def suspects(
 ) -> list[Suspect]:
     """The `most` suspicious labels of a finished job, worst first.
 
-    Suspicion is 1 less the product of the witnesses' support: the calibrated probability, the similarity-weighted
-    share of remembered crops that speak for the label, and the student's score for that label there.
+    Suspicion is 1 less the calibrated probability times the student's score for that label there. Neighbours and the
+    teacher's own label are told as reasons and not counted again: the probability has heard them (counting them twice
+    found fewer of the wrong labels, docs/results/distill.md).
 
     Args:
         source: the images of the job; those it lacks are left out.
@@ -144,7 +145,7 @@ def _asked(
             kept.append((sample, record))
         except BadImage:
             continue  # gone since it was labelled
-    for (sample, record), seen in zip(kept, student.detect(images, 0.05), strict=True):
+    for (sample, record), seen in zip(kept, student.detect(images, 0.02), strict=True):
         yield sample, record, seen
 
 
@@ -162,17 +163,17 @@ def _of_image(image: str, record: Record, seen: Detections | None) -> list[Suspe
             against.append(f"the teacher said {teacher}")
             instead = teacher
         share, rival = _neighbours(box)
-        if share is not None:
-            support *= share
-            if share < 0.5:
-                against.append(f"{1 - share:.0%} of its neighbours are {rival}")
-                instead = rival
+        if share < 0.5:
+            against.append(f"{1 - share:.0%} of its neighbours are {rival}")
+            instead = rival
         if seen is not None and overlap is not None:
-            agree, other = _student(box["label"], seen, overlap[row])
-            support *= agree
-            if agree < 0.5:
-                against.append(f"the student sees {other or 'nothing'} there")
-                instead = other
+            sure, other = _student(box["label"], seen, overlap[row])
+            support *= sure
+            if sure < SURE:
+                against.insert(
+                    0, f"the student sees {other or 'nothing'} there" if sure < DOUBT else "the student doubts"
+                )
+                instead = other or instead
         if against:
             found.append(
                 Suspect(image, _tuple(corners[row]), box["label"], instead, 1 - support, box["route"], tuple(against))
@@ -191,26 +192,24 @@ def _of_image(image: str, record: Record, seen: Detections | None) -> list[Suspe
     return found
 
 
-def _neighbours(box: Record) -> tuple[float | None, str | None]:
-    """Share of the neighbours' similarity that speaks for the label, shrunk to a half, and the strongest rival."""
+def _neighbours(box: Record) -> tuple[float, str | None]:
+    """Share of the neighbours' similarity that speaks for the label, and the strongest rival; 1 without neighbours."""
     near = box["neighbours"]
-    if not near:
-        return None, None
     weight = np.maximum([n["similarity"] for n in near], 0.0)
-    supports = np.array([n["supports"] for n in near])
-    share = (weight[supports].sum() + 0.25) / (weight.sum() + 0.5)
+    supports = np.array([n["supports"] for n in near], dtype=bool)
     rivals = [n for n in near if not n["supports"]]
-    return float(share), max(rivals, key=lambda n: n["similarity"])["label"] if rivals else None
+    if not rivals or not weight.sum():
+        return 1.0, None
+    return float(weight[supports].sum() / weight.sum()), max(rivals, key=lambda n: n["similarity"])["label"]
 
 
-def _student(label: str, seen: Detections, here: Any) -> tuple[float, str | None]:
-    """How much the student supports a label on what overlaps the box (mask over its detections), and its rival."""
+def _student(label: str, seen: Detections, here: BoolArray) -> tuple[float, str | None]:
+    """The student's score of a label on what overlaps the box (mask over its detections), and what else it sees."""
     names, scores = seen.label_names, seen.scores
     same = max((float(scores[i]) for i in np.flatnonzero(here) if names[i] == label), default=0.0)
     others = [(float(scores[i]), names[i]) for i in np.flatnonzero(here) if names[i] != label]
     rival = max(others, default=(0.0, None))
-    # Scores of one student differ in height between classes, so support is told against the rival, not against 1.
-    return (same + 0.05) / (same + rival[0] + 0.1), rival[1]
+    return same, rival[1] if rival[0] > same else None
 
 
 def _worst(found: list[Suspect], most: int) -> list[Suspect]:
