@@ -31,13 +31,12 @@ from foveal.runtime import describe_machine
 
 # Row -> settings of its students; each adds to the one before, but for the last.
 ROWS: dict[str, dict[str, Any]] = {
-    "accepted boxes": {"soft": False, "review": "drop"},
-    "+ doubtful boxes ignored": {"soft": False},
-    "+ weights": {},
-    "+ doubtful boxes learnt, by weight": {"review": "learn"},
-    "weights + features": {"hints": "TEACHER"},
-    "weights + features + classes": {"hints": "TEACHER", "class_weight": 0.5},
-    "weights + rounds": {"rounds": 2},
+    "accepted boxes": {"soft": False, "review": "ignore"},
+    "+ weights": {"review": "ignore"},
+    "+ doubtful boxes by weight": {"review": "learn"},
+    "+ features": {"review": "learn", "hints": "TEACHER"},
+    "+ classes": {"review": "learn", "hints": "TEACHER", "class_weight": 0.5},
+    "+ rounds": {"review": "learn", "hints": "TEACHER", "class_weight": 0.5, "rounds": 2},
     "people's labels": {"people": True},
 }
 

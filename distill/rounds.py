@@ -4,9 +4,11 @@
 
 Each round's labels are made from the job's own boxes and the last student's, whose scores are calibrated on the gold
 set (it learns from none of it). A box that both see is accepted, and one under review when the student is sure of it;
-an accepted one that the student sees as something else, or not at all, is set aside (ignored, neither right nor wrong);
-what only the student sees, and surely, is added. The next student starts from the last one's weights. (Noisy Student,
-arXiv 1911.04252, for teaching by the former student; here what it may teach is only what a second witness supports.)
+an accepted one that the student surely sees as something else is set aside (back to review, less probable); what only
+the student sees, and surely, is added. That it sees nothing in a place is no reason: a student of one round is
+weak, and setting such boxes aside halved them and cost ten points of mAP (docs/results/distill.md). The next student
+starts from the last one's weights. (Noisy Student, arXiv 1911.04252, for teaching by the former student; here it may
+teach only what a second witness supports.)
 
 Shape letters: N boxes of one image.
 """
@@ -168,9 +170,10 @@ def agreed(before: Detections | None, seen: Detections, changes: Counter[str]) -
     for row, origin in enumerate(told):
         route, sure = origin.route, float(own[row])
         if route == "accept":
-            stands = support[row] >= AGREES or (support[row] > 0 and support[row] >= rival[row])
+            stands = rival[row] < SURE or support[row] >= rival[row]
             changes["kept" if stands else "set aside"] += 1
-            route = "accept" if stands else "review"
+            if not stands:
+                route, sure = "review", sure * (1 - float(rival[row]))
         elif route == "review" and support[row] >= SURE and sure >= AGREES:
             changes["promoted"] += 1
             route, sure = "accept", max(sure, float(support[row]))

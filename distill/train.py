@@ -59,7 +59,7 @@ class TrainSettings(BaseModel):
     mosaic: float = Field(default=0.5, ge=0, le=1)  # share of views made of four images
     calm: float = Field(default=0.15, ge=0, le=1)  # last share of the run, without mosaics
     soft: bool = True  # weigh each box by its calibrated probability
-    review: Literal["ignore", "drop", "learn"] = "ignore"  # what boxes under review become, see `ImageCache`
+    review: Literal["ignore", "drop", "learn"] = "learn"  # what boxes under review become, see `ImageCache`
     hints: str | None = None  # model whose view of the images the student's backbone also learns, e.g. bundled:owl
     feature_weight: float = Field(default=1.0, ge=0)  # of the likeness of its features to the model's
     class_weight: float = Field(default=0.0, ge=0)  # of their likeness, in each box, to the class's text embedding

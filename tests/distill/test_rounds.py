@@ -36,13 +36,14 @@ NOTHING = Detections.build([], [], [], CLASSES, probabilities=np.zeros(0, np.flo
     ("before", "seen", "route", "count", "change"),
     [
         (_labels("accept", 0.9), _seen("disc", 0.7), "accept", 1, "kept"),
-        (_labels("accept", 0.9), _seen("square", 0.7), "review", 1, "set aside"),
-        (_labels("accept", 0.9), NOTHING, "review", 1, "set aside"),
+        (_labels("accept", 0.9), _seen("square", 0.9), "review", 1, "set aside"),
+        (_labels("accept", 0.9), _seen("square", 0.6), "accept", 1, "kept"),
+        (_labels("accept", 0.9), NOTHING, "accept", 1, "kept"),
         (_labels("review", 0.5), _seen("disc", 0.9), "accept", 1, "promoted"),
         (_labels("review", 0.5), _seen("disc", 0.6), "review", 1, None),
         (_labels("review", 0.1), _seen("disc", 0.9), "review", 1, None),
         (_labels("reject", 0.05), _seen("disc", 0.9), "reject", 1, None),
-        (_labels("accept", 0.9), _seen("disc", 0.9, [[40, 40, 50, 50]]), "review", 2, "added"),
+        (_labels("accept", 0.9), _seen("disc", 0.9, [[40, 40, 50, 50]]), "accept", 2, "added"),
         (_labels(None, 1.0), _seen("square", 0.99), None, 1, None),
     ],
 )
