@@ -64,9 +64,11 @@ def main() -> None:
         sets[name] = Dataset.open(work / name / "instances.json")
     ontology = Ontology.of(sets["gold"].classes)
     memory = remember_gold(sets["gold"], options.encoder, work / "memory", progress)
-    teacher, remembered = Parts((options.teacher,), ontology, memory)()
+    parts = Parts((options.teacher,), ontology, memory)
+    teacher, remembered = parts()
     bare = sets["pool"].with_truth([None] * len(sets["pool"]), ontology.names)
-    prelabel(bare, ontology, teacher, sets["gold"], remembered, work / "prelabels", PrelabelSettings(), progress)
+    out, settings = work / "prelabels", PrelabelSettings()
+    prelabel(bare, ontology, teacher, sets["gold"], remembered, out, settings, progress, parts=parts)
     labelled = training_set(work / "prelabels")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in options.rows}
     for seed in range(options.seeds):
@@ -80,9 +82,10 @@ def main() -> None:
             settings = TrainSettings(epochs=options.epochs // again, seed=seed, **chosen)
             out = work / f"{name.replace(' ', '-').replace(chr(39), '')}-{seed}"
             if again > 1:
-                done = rounds(data, options.student, out, sets["gold"], settings, count=again, progress=progress)
-                seconds = 0.0
-                boxes = done[-1].boxes
+                done = rounds(
+                    work / "prelabels", options.student, out, sets["gold"], settings, count=again, progress=progress
+                )
+                seconds, boxes = 0.0, done[-1].accepted
             else:
                 report = train(data, options.student, out, settings, progress)
                 seconds, boxes = report.seconds, report.boxes

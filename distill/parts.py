@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distill.labeller import Memory
 from distill.ontology import Ontology
 from distill.teachers import Teacher, load_teacher
+from foveal import artifacts
 from foveal.dataset import Dataset
+from foveal.errors import BadInput
 from foveal.models import load_encoder
 from foveal.progress import Progress
 from retrieval.memory import ExemplarMemory
 from retrieval.memory_files import Stored
+
+MEMORY = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,28 @@ class Parts:
             UnknownName, BadInput, Unavailable, IntegrityError: as `load_teacher` and `ExemplarMemory.load`.
         """
         return self.teacher(), self.remembered()
+
+    @classmethod
+    def of(cls, job: Path, registry: Path | None = None) -> Parts:
+        """Those of the finished labelling job in the folder `job`, which keeps its memory beside its labels.
+
+        Raises:
+            BadInput: not such a folder, or its job was not given its parts by reference.
+        """
+        if not (job / MEMORY).is_dir():
+            raise BadInput(
+                f"{job} does not say what labelled it",
+                expected=f"a folder that `foveal prelabel` wrote, with {MEMORY}/ in it",
+                remedy="Run the labelling job again.",
+            )
+        config = artifacts.read(job).config
+        told: dict[str, Any] = config["parts"]
+        ontology = Ontology.model_validate(config["ontology"])
+        return cls(tuple(told["teachers"]), ontology, job / MEMORY, told["tile"], told["flip"], registry)
+
+    def recorded(self) -> dict[str, Any]:
+        """What a job's manifest keeps of them."""
+        return {"teachers": list(self.teachers), "tile": self.tile, "flip": self.flip}
 
     def remembered(self) -> ExemplarMemory:
         """Load the memory alone."""

@@ -31,6 +31,7 @@ from distill.labeller import (
     save_banks,
 )
 from distill.ontology import Ontology
+from distill.parts import MEMORY, Parts
 from distill.prelabels import RECORDS, load_prelabels, write_prelabels
 from distill.records import Chunks, RecordFile
 from distill.routing import Routing
@@ -48,7 +49,7 @@ __all__ = ["PrelabelReport", "PrelabelSettings", "load_prelabels", "load_report"
 
 CALIBRATION, BANKS, REPORT = "calibration.json", "banks.npz", "prelabel.json"
 COST_SECONDS = 10.0  # between two lines about what a job costs
-Parts = tuple[OpenDetector | DenseDetector, Memory | None]
+Loaded = tuple[OpenDetector | DenseDetector, Memory | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def prelabel(
     progress: Progress | None = None,
     *,
     through: Callable[[Load, Iterable[Work]], Iterator[Done]] = in_turn,
-    parts: Callable[[], Parts] | None = None,
+    parts: Callable[[], Loaded] | None = None,
     price: float | None = None,
 ) -> PrelabelReport:
     """Label every image of `source`, using no label but those of `gold`; labels that `source` has are not looked at.
@@ -101,7 +102,8 @@ def prelabel(
         memory: exemplars that verify the teacher's boxes and may overrule its labels; None to go without.
         through: who labels: this process, `workers.Processes` or `workers.RayActors`. Which of them it is changes no
             box, but for what floating point rounds otherwise on another number of threads.
-        parts: loads teacher and memory again, in other processes; it must be picklable.
+        parts: loads teacher and memory again, in other processes; it must be picklable. `Parts` are also recorded, and
+            the memory kept in `out`, so that later rounds and servers can label the same way.
         price: of an hour of all the machines together, in any currency.
         out: folder for `predictions.coco.json`, `accepted.coco.json`, `label_studio.json` with `label_config.xml`,
             `review.json` (most valuable first), `boxes.jsonl`, `calibration.json`, `banks.npz`, `prelabel.json` and
@@ -136,6 +138,10 @@ def prelabel(
             write_prelabels(folder, source, records, labeller.classes, ontology)
             for name in (CALIBRATION, BANKS):
                 shutil.copyfile(work / name, folder / name)
+            described = {**settings.model_dump(), "ontology": ontology.model_dump(mode="json")}
+            if isinstance(parts, Parts):
+                shutil.copytree(parts.memory, folder / MEMORY)
+                described["parts"] = parts.recorded()
             (folder / REPORT).write_text(json.dumps(report.to_json(), indent=2) + "\n", encoding="utf-8")
             artifacts.seal(
                 folder,
@@ -148,7 +154,7 @@ def prelabel(
                     "images": len(source),
                     "gold_images": len(gold),
                 },
-                config={**settings.model_dump(), "ontology": ontology.model_dump(mode="json")},
+                config=described,
                 metrics={"gold": gold_report, "boxes": report.boxes, "expected_precision": report.expected_precision},
             )
     shutil.rmtree(work)
@@ -178,9 +184,7 @@ def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory
     manifest = artifacts.read(out)
     if manifest.kind != "prelabels":
         raise BadInput(f"{out} is {manifest.kind}", expected="a folder that `foveal prelabel` wrote")
-    config = dict(manifest.config)
-    ontology = Ontology.model_validate(config.pop("ontology"))
-    labeller, _ = _restored(out, ontology, teacher, memory, PrelabelSettings(**config))
+    labeller, _ = _restored(out, ontology_of(manifest), teacher, memory, settings_of(manifest))
     if labeller.fingerprint not in manifest.parents or (
         memory is not None and memory.fingerprint not in manifest.parents
     ):
@@ -190,6 +194,16 @@ def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory
             received=", ".join([labeller.fingerprint, *([memory.fingerprint] if memory else [])]),
         )
     return labeller
+
+
+def settings_of(manifest: artifacts.Manifest) -> PrelabelSettings:
+    """How the job of this manifest decided."""
+    return PrelabelSettings(**{k: v for k, v in manifest.config.items() if k in PrelabelSettings.model_fields})
+
+
+def ontology_of(manifest: artifacts.Manifest) -> Ontology:
+    """What the job of this manifest looked for."""
+    return Ontology.model_validate(manifest.config["ontology"])
 
 
 def _job(
@@ -308,7 +322,7 @@ def gold_report(summary: GoldSummary, routing: Routing) -> dict[str, Any]:
     return result
 
 
-def _loaded(work: Path, ontology: Ontology, settings: PrelabelSettings, parts: Callable[[], Parts]) -> Labeller:
+def _loaded(work: Path, ontology: Ontology, settings: PrelabelSettings, parts: Callable[[], Loaded]) -> Labeller:
     """The calibrated labeller of the job in `work`, in a process of its own."""
     teacher, memory = parts()
     return _restored(work, ontology, teacher, memory, settings)[0]

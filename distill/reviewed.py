@@ -161,6 +161,13 @@ def take_back(
     )
 
 
+def carry_over(out: Path, to: Path) -> None:
+    """Let what people said of the job in `out` stand for the images of another job in `to` too."""
+    if (out / REVIEWS).is_file():
+        write_text(to / REVIEWS, (out / REVIEWS).read_text(encoding="utf-8"))
+        _write_corrected(to, _job_classes(to))
+
+
 def compare(shown: Detections, final: Detections) -> tuple[list[str], IntArray]:
     """What became of each box shown (N), and which of them each final box was (T,), -1 where it was drawn anew.
 

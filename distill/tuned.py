@@ -48,15 +48,6 @@ def on_gold(
     )
 
 
-def calibrator_of(detector: Detector, gold: Dataset, progress: Progress | None = None) -> Calibrator:
-    """P(right) of a detector's scores, from gold images that it did not learn from.
-
-    Raises:
-        BadInput: as `on_gold`.
-    """
-    return _seen(detector, gold, progress).calibrator()
-
-
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """A detector's detections in the gold images, N in all."""

@@ -164,10 +164,13 @@ def distill(
         str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
     ] = "fcos-mobilenet",
     gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of learning from its own second look; needs --gold.")] = 1,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Each student helps to label for the next; needs --gold.")
+    ] = 1,
     config: Config = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
+    registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
     """Train a compact student detector.
@@ -180,16 +183,18 @@ def distill(
     from foveal.errors import BadInput
 
     settings, progress = load(TrainSettings, config, overrides or ()), live_progress()
-    data, watched = training_set(dataset), Dataset.open(gold) if gold else None
+    watched = Dataset.open(gold) if gold else None
     if rounds > 1:
         from distill.rounds import rounds as train_rounds
 
         if watched is None:
-            raise BadInput("--rounds needs --gold", expected="labelled images that calibrate the student")
-        found = train_rounds(data, student, out, watched, settings, count=rounds, progress=progress)
+            raise BadInput("--rounds needs --gold", expected="the labelled images that calibrated the pre-labels")
+        found = train_rounds(
+            dataset, student, out, watched, settings, count=rounds, registry=registry, progress=progress
+        )
         emit({"out": str(out), "rounds": [asdict(one) for one in found]}, json_)
         return
-    emit(train(data, student, out, settings, progress, gold=watched, fresh=fresh), json_)
+    emit(train(training_set(dataset), student, out, settings, progress, gold=watched, fresh=fresh), json_)
 
 
 def export(

@@ -1,103 +1,85 @@
-"""A student's second look: what it may change, and that rounds go on where they were."""
+"""Rounds: the student labels beside its teachers, people's words stand, and an interrupted call goes on."""
 
 from __future__ import annotations
 
-from collections import Counter
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import distill.rounds as module
-from distill.rounds import agreed, rounds
+from distill.ontology import Ontology
+from distill.parts import MEMORY, Parts, remember_gold
+from distill.prelabel import PrelabelSettings, load_report, prelabel
+from distill.prelabels import PREDICTIONS
+from distill.reviewed import take_back
+from distill.rounds import rounds
 from distill.students import load_student
+from distill.train import train, training_set
 from foveal.dataset import Dataset
-from foveal.detections import Detections, Provenance
+from foveal.detections import Detections
 from foveal.errors import BadInput
 from tests.distill.tiny_student import CLASSES, SETTINGS, painted
 
-BOX = [[0, 0, 10, 10]]
+FEW = SETTINGS.model_copy(update={"epochs": 15})
 
 
-def _labels(route: str | None, probability: float, label: str = "disc") -> Detections:
-    told = (Provenance("teacher", route=route),) if route else None  # type: ignore[arg-type]
-    sure = np.array([probability], np.float32) if route else None
-    return Detections.build(BOX, 0.5, [label], CLASSES, probabilities=sure, provenance=told)
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pre-labels by a teacher that has seen too little."""
+    folder = tmp_path_factory.mktemp("rounds")
+    gold, images = painted(16, 1), painted(20, 2)
+    train(painted(12, 3), "fcos-resnet", folder / "teacher", SETTINGS)
+    memory = remember_gold(gold, "bundled:clip", folder / "memory")
+    parts = Parts((f"detector:{folder / 'teacher'}",), Ontology.of(CLASSES), memory)
+    bare, how = images.with_truth([None] * len(images)), PrelabelSettings(confidence=None, target_precision=0.8)
+    prelabel(bare, parts.ontology, parts.teacher(), gold, parts.remembered(), folder / "job", how, parts=parts)
+    return folder / "job"
 
 
-def _seen(label: str, probability: float, box: list[list[int]] = BOX) -> Detections:
-    return Detections.build(box, 0.6, [label], CLASSES, probabilities=np.array([probability], np.float32))
+def test_a_job_says_what_labelled_it(job: Path, tmp_path: Path) -> None:
+    parts = Parts.of(job)
+    assert parts.teachers == (f"detector:{job.parent / 'teacher'}",)
+    assert parts.ontology == Ontology.of(CLASSES)
+    assert parts.remembered().fingerprint
+    with pytest.raises(BadInput, match="does not say what labelled it"):
+        Parts.of(tmp_path)
 
 
-NOTHING = Detections.build([], [], [], CLASSES, probabilities=np.zeros(0, np.float32))
+def test_the_student_labels_beside_its_teacher(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gold, out = painted(16, 1), tmp_path / "student"
+    first = Dataset.open(job / PREDICTIONS)[0]
+    said = Detections.build([[1, 1, 30, 30]], 1.0, ["disc"], CLASSES)
+    take_back(job, Dataset.build([first], CLASSES).with_truth([said]))
 
+    labels = module.prelabel
 
-@pytest.mark.parametrize(
-    ("before", "seen", "route", "count", "change"),
-    [
-        (_labels("accept", 0.9), _seen("disc", 0.7), "accept", 1, "kept"),
-        (_labels("accept", 0.9), _seen("square", 0.9), "review", 1, "set aside"),
-        (_labels("accept", 0.9), _seen("square", 0.6), "accept", 1, "kept"),
-        (_labels("accept", 0.9), NOTHING, "accept", 1, "kept"),
-        (_labels("review", 0.5), _seen("disc", 0.9), "accept", 1, "promoted"),
-        (_labels("review", 0.5), _seen("disc", 0.6), "review", 1, None),
-        (_labels("review", 0.1), _seen("disc", 0.9), "review", 1, None),
-        (_labels("reject", 0.05), _seen("disc", 0.9), "reject", 1, None),
-        (_labels("accept", 0.9), _seen("disc", 0.9, [[40, 40, 50, 50]]), "accept", 2, "added"),
-        (_labels(None, 1.0), _seen("square", 0.99), None, 1, None),
-    ],
-)
-def test_what_a_second_look_may_change(
-    before: Detections, seen: Detections, route: str | None, count: int, change: str | None
-) -> None:
-    changes = Counter[str]()
-    after = agreed(before, seen, changes)
-    assert len(after) == count
-    assert after.provenance is not None
-    assert after.provenance[0].route == route
-    assert changes[change] == 1 if change else sum(changes.values()) == 0
-
-
-def _noisy(dataset: Dataset, seed: int) -> Dataset:
-    """Accepted labels, a tenth of them of the wrong class and a fifth under review."""
-    rng = np.random.default_rng(seed)
-    truths: list[Detections] = []
-    for sample in dataset:
-        assert sample.truth is not None
-        n = len(sample.truth)
-        labels = np.where(rng.random(n) < 0.1, 1 - sample.truth.labels, sample.truth.labels)
-        routes = ["review" if rng.random() < 0.2 else "accept" for _ in range(n)]
-        truths.append(
-            Detections.build(
-                sample.truth.boxes, 0.5, labels.tolist(), CLASSES, probabilities=np.full(n, 0.8, np.float32),
-                provenance=tuple(Provenance("teacher", route=r) for r in routes),  # type: ignore[arg-type]
-            )
-        )  # fmt: skip
-    return dataset.with_truth(truths, CLASSES)
-
-
-def test_rounds_correct_labels_and_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, gold = _noisy(painted(), 0), painted(12, 1)
-    settings = SETTINGS.model_copy(update={"epochs": 30})
-    out = tmp_path / "student"
-    looked = module._next_labels
-
-    def stop(*args: object) -> None:
+    def stop(*args: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_next_labels", stop)
+    monkeypatch.setattr(module, "prelabel", stop)
     with pytest.raises(KeyboardInterrupt):
-        rounds(data, "fcos-resnet", out, gold, settings, count=2)
+        rounds(job, "fcos-resnet", out, gold, FEW, count=2)
     assert not out.exists()
-    monkeypatch.setattr(module, "_next_labels", looked)
-    done = rounds(data, "fcos-resnet", out, gold, settings, count=2)
-    assert [one.number for one in done] == [1, 2]
-    assert done[1].changes["kept"] > 15
-    assert done[1].changes["promoted"] >= 1
+    monkeypatch.setattr(module, "prelabel", labels)
+    done = rounds(job, "fcos-resnet", out, gold, FEW, count=2)
+    assert [one.number for one in done] == list(range(1, len(done) + 1))
     best = max(done, key=lambda one: one.gold_ap50)
-    kept, chosen = load_student(out), load_student(best.out)
-    assert kept.fingerprint == chosen.fingerprint
-    assert (tmp_path / "student-rounds.json").is_file()
-    assert rounds(data, "fcos-resnet", out, gold, settings, count=2) == done
+    assert load_student(out).fingerprint == load_student(best.out).fingerprint
+    again = tmp_path / "student-labels-2"
+    assert load_report(again).images == 20
+    assert len(Parts.of(again).teachers) == 2
+    assert (again / MEMORY).is_dir()
+    kept = next(sample for sample in training_set(again) if sample.id == first.id)
+    assert kept.truth is not None
+    assert np.array_equal(kept.truth.boxes, said.boxes)
+    seen = [p.teachers for s in Dataset.open(again / PREDICTIONS) if s.truth for p in s.truth.provenance or ()]
+    assert any(len(agreed) == 2 for agreed in seen)
+    assert rounds(job, "fcos-resnet", out, gold, FEW, count=2) == done
+    assert json.loads((tmp_path / "student-rounds.json").read_text())[0]["out"] == done[0].out
+    other = FEW.model_copy(update={"seed": 5})
+    with pytest.raises(BadInput, match="holds another run"):
+        rounds(job, "fcos-resnet", out, gold, other, count=2)
     with pytest.raises(BadInput, match="one round or more"):
-        rounds(data, "fcos-resnet", out, gold, settings, count=0)
+        rounds(job, "fcos-resnet", out, gold, FEW, count=0)
