@@ -65,7 +65,7 @@ def main() -> None:
     ontology = Ontology.of(sets["gold"].classes)
     memory = remember_gold(sets["gold"], options.encoder, work / "memory", progress)
     parts = Parts((options.teacher,), ontology, memory)
-    teacher, remembered = parts()
+    teacher, remembered, _ = parts()
     bare = sets["pool"].with_truth([None] * len(sets["pool"]), ontology.names)
     out, settings = work / "prelabels", PrelabelSettings()
     prelabel(bare, ontology, teacher, sets["gold"], remembered, out, settings, progress, parts=parts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from distill.attributes import AttributeReader, Told
 from distill.judge import (
     BACKGROUND,
     Bank,
@@ -27,17 +28,25 @@ from distill.ontology import Ontology
 from distill.routing import Routing, choose_routing, review_values
 from distill.teacher import Candidates, DenseDetector, candidates
 from foveal.dataset import Dataset
-from foveal.detections import Detections, FloatArray, IntArray, Neighbour, Provenance, pairwise_iou
+from foveal.detections import Attributes, Detections, FloatArray, IntArray, Neighbour, Provenance, pairwise_iou
 from foveal.errors import BadImage, BadInput
-from foveal.models import OpenDetector
+from foveal.masks import box as box_of
+from foveal.masks import encode
+from foveal.models import Encoder, OpenDetector
 from foveal.progress import Progress, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from foveal.segmenters import Segmenter
+
+LIKE_BOX = 0.5  # IoU with its box from which a mask is believed
+
 
 class Memory(Protocol):
     """What the labeller needs of `retrieval.memory.ExemplarMemory`."""
+
+    encoder: Encoder
 
     @property
     def fingerprint(self) -> str:
@@ -112,6 +121,8 @@ class Labeller:
     routing: Routing
     name: str
     fingerprint: str
+    reader: AttributeReader | None = None  # of attributes, where the ontology has some
+    segmenter: Segmenter | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -127,7 +138,23 @@ class Labeller:
     def label(self, images: Sequence[Image]) -> list[Labelled]:
         """The judged boxes of upright RGB images."""
         seen = see(self.teacher, images, self.ontology, self.memory, self.settings)
-        return [self._judged(found) for found in seen]
+        judged = [self._judged(found) for found in seen]
+        if self.segmenter is None:
+            return judged
+        return [self._drawn(one, image) for one, image in zip(judged, images, strict=True)]
+
+    def _drawn(self, judged: Labelled, image: Image) -> Labelled:
+        """With a mask for each box that somebody will look at."""
+        assert self.segmenter is not None
+        found = judged.detections
+        rows = [i for i, p in enumerate(found.provenance or ()) if p.route != "reject"]
+        masks = [""] * len(found)
+        for row, mask in zip(rows, self.segmenter.masks(image, found.boxes[rows]), strict=True):
+            text = encode(mask)
+            around = np.array([box_of(text, *mask.shape) or (0, 0, 0, 0)], np.float32)
+            if pairwise_iou(found.boxes[[row]], around)[0, 0] >= LIKE_BOX:
+                masks[row] = text
+        return replace(judged, detections=replace(found, masks=tuple(masks)))
 
     def _judged(self, found: Candidates) -> Labelled:
         names = self.classes
@@ -152,6 +179,7 @@ class Labeller:
                 labels=kept.labels,
                 names=names,
                 probabilities=kept.probabilities,
+                attributes=self._said(found, keep, kept.labels),
                 provenance=provenance,
             ),
             review_values(kept, routes, {name: n / total for name, n in accepted.items()}, names),
@@ -160,6 +188,11 @@ class Labeller:
             found.teacher[keep].argmax(axis=1),
             found.teacher[keep].max(axis=1, initial=0.0),
         )
+
+    def _said(self, found: Candidates, keep: IntArray, labels: IntArray) -> tuple[Attributes, ...] | None:
+        if self.reader is None or found.crops is None:
+            return None
+        return self.reader(found.crops[keep], [self.classes[k] for k in labels.tolist()])
 
     def _agreed(self, found: Candidates, keep: IntArray) -> list[tuple[str, ...]]:
         """Which teachers proposed each kept box; of one teacher nothing is said."""
@@ -220,6 +253,7 @@ def fit_labeller(
     memory: Memory | None,
     settings: PrelabelSettings,
     progress: Progress | None = None,
+    segmenter: Segmenter | None = None,
 ) -> tuple[Labeller, GoldSummary]:
     """A labeller calibrated on the gold set, and what the gold set says about it.
 
@@ -229,6 +263,10 @@ def fit_labeller(
     check_gold(gold, ontology)
     looked: list[GoldImage] = []
     skipped: list[tuple[str, str]] = []
+    told: list[Told] = []
+    schema = ontology.schema_of_attributes
+    if schema and memory is None:
+        raise BadInput("attributes are read with the memory's encoder", remedy="Give a memory, or take them out.")
     for sample in track(progress, gold, "calibrate on gold", len(gold)):
         if sample.truth is None:
             skipped.append((sample.id, "no labels"))
@@ -239,6 +277,9 @@ def fit_labeller(
             skipped.append((sample.id, str(error)))
             continue
         looked.append(GoldImage(sample.id, see(teacher, [image], ontology, memory, settings)[0], sample.truth))
+        if schema and memory is not None and sample.truth.attributes is not None:
+            crops = memory.embed(image, sample.truth.boxes)
+            told += map(Told, [sample.id] * len(crops), sample.truth.label_names, crops, sample.truth.attributes)
     names = ontology.names
     banks = Banks(
         gold_exemplars(looked, names, "features"),
@@ -259,6 +300,9 @@ def fit_labeller(
         confidence=settings.confidence,
         review=settings.review_from,
     )
+    reader = None
+    if schema and memory is not None:
+        reader = AttributeReader.fit(ontology, memory.encoder, told, settings.target_precision, settings.confidence)
     model = f"{getattr(teacher, 'name', 'teacher')}@{getattr(teacher, 'fingerprint', '')[:12]}"
     covered = sum(
         int((pairwise_iou(g.truth.boxes, g.found.boxes).max(axis=1, initial=0.0) >= 0.5)[known].sum())
@@ -273,7 +317,10 @@ def fit_labeller(
         verdicts,
         _surviving(plain_verdicts, looked, ontology, settings),
     )
-    return Labeller(ontology, teacher, memory, settings, banks, judge, plain, routing, "labeller", model), summary
+    labeller = Labeller(
+        ontology, teacher, memory, settings, banks, judge, plain, routing, "labeller", model, reader, segmenter
+    )
+    return labeller, summary
 
 
 def check_gold(gold: Dataset, ontology: Ontology) -> None:

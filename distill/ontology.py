@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from foveal.errors import ConfigError
 
 Text = Annotated[str, Field(min_length=1)]
+Attributes = dict[Text, tuple[Text, ...]]
+Schema = dict[str, Attributes]  # class -> its attributes
 
 
 class OntologyClass(BaseModel):
@@ -30,6 +32,12 @@ class OntologyClass(BaseModel):
     min_size: float = Field(default=0.0, ge=0, description="Shorter side in pixels below which a box is not labelled.")
     target_precision: float | None = Field(default=None, gt=0, lt=1, description="In place of the job's own target.")
     guideline: str = Field(default="", description="What annotators are told; travels with the labels.")
+    attributes: Attributes = Field(default={}, description="Name -> values: what else is to be said of each box.")
+
+    @field_validator("attributes")
+    @classmethod
+    def _choices(cls, attributes: Attributes) -> Attributes:
+        return _checked_choices(attributes)
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -46,6 +54,12 @@ class Ontology(BaseModel):
     negative_prompts: tuple[Text, ...] = Field(
         default=(), description="Things that are no class at all, for every class."
     )
+    attributes: Attributes = Field(default={}, description="Attributes of every class.")
+
+    @field_validator("attributes")
+    @classmethod
+    def _choices(cls, attributes: Attributes) -> Attributes:
+        return _checked_choices(attributes)
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -81,6 +95,12 @@ class Ontology(BaseModel):
     def names(self) -> tuple[str, ...]:
         """Class names, in order."""
         return tuple(item.name for item in self.classes)
+
+    @property
+    def schema_of_attributes(self) -> Schema:
+        """Class -> name -> values, of the classes that have attributes; its own go before those of every class."""
+        found = {c.name: {**self.attributes, **c.attributes} for c in self.classes}
+        return {name: attributes for name, attributes in found.items() if attributes}
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -132,6 +152,17 @@ class Ontology(BaseModel):
             # A class that fails also leaves the list too short: the first says it all.
             said = [e for e in error.errors() if not (e["type"] == "too_short" and error.error_count() > 1)]
             raise ConfigError(f"{where}: {'; '.join(map(_say, said))}") from error
+
+
+def _checked_choices(attributes: Attributes) -> Attributes:
+    for name, values in attributes.items():
+        if "." in name:
+            raise ValueError(f"attribute {name!r} has a full stop in its name, which annotation tools take apart")
+        if len(values) < 2 or len({v.casefold() for v in values}) < len(values):
+            raise ValueError(
+                f"attribute {name!r} needs two or more different values, received {', '.join(values) or 'none'}"
+            )
+    return attributes
 
 
 def _say(error: Any) -> str:

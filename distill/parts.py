@@ -14,6 +14,7 @@ from foveal.dataset import Dataset
 from foveal.errors import BadInput
 from foveal.models import load_encoder
 from foveal.progress import Progress
+from foveal.segmenters import Segmenter, load_segmenter
 from retrieval.memory import ExemplarMemory
 from retrieval.memory_files import Stored
 
@@ -29,15 +30,17 @@ class Parts:
     memory: Path  # folder of an exemplar memory
     tile: int | None = None
     flip: bool = False
+    masks: str | None = None  # see `foveal.segmenters`
     registry: Path | None = None
 
-    def __call__(self) -> tuple[Teacher, Memory]:
-        """Load both.
+    def __call__(self) -> tuple[Teacher, Memory, Segmenter | None]:
+        """Load all.
 
         Raises:
-            UnknownName, BadInput, Unavailable, IntegrityError: as `load_teacher` and `ExemplarMemory.load`.
+            UnknownName, BadInput, Unavailable, IntegrityError: as `load_teacher`, `ExemplarMemory.load` and
+                `load_segmenter`.
         """
-        return self.teacher(), self.remembered()
+        return self.teacher(), self.remembered(), self.segmenter()
 
     @classmethod
     def of(cls, job: Path, registry: Path | None = None) -> Parts:
@@ -55,11 +58,16 @@ class Parts:
         config = artifacts.read(job).config
         told: dict[str, Any] = config["parts"]
         ontology = Ontology.model_validate(config["ontology"])
-        return cls(tuple(told["teachers"]), ontology, job / MEMORY, told["tile"], told["flip"], registry)
+        told["teachers"] = tuple(told["teachers"])
+        return cls(ontology=ontology, memory=job / MEMORY, registry=registry, **told)
 
     def recorded(self) -> dict[str, Any]:
         """What a job's manifest keeps of them."""
-        return {"teachers": list(self.teachers), "tile": self.tile, "flip": self.flip}
+        return {"teachers": list(self.teachers), "tile": self.tile, "flip": self.flip, "masks": self.masks}
+
+    def segmenter(self) -> Segmenter | None:
+        """Load what draws masks, where masks are wanted."""
+        return None if self.masks is None else load_segmenter(self.masks)
 
     def remembered(self) -> ExemplarMemory:
         """Load the memory alone."""

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from distill.attributes import AttributeReader
 from distill.judge import Judge
 from distill.labeller import (
     GoldSummary,
@@ -44,12 +45,13 @@ from foveal.dataset import Dataset
 from foveal.errors import BadInput, IntegrityError
 from foveal.models import OpenDetector
 from foveal.progress import Progress
+from foveal.segmenters import Segmenter
 
 __all__ = ["PrelabelReport", "PrelabelSettings", "load_prelabels", "load_report", "prelabel"]
 
 CALIBRATION, BANKS, REPORT = "calibration.json", "banks.npz", "prelabel.json"
 COST_SECONDS = 10.0  # between two lines about what a job costs
-Loaded = tuple[OpenDetector | DenseDetector, Memory | None]
+Loaded = tuple[OpenDetector | DenseDetector, Memory | None, Segmenter | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def prelabel(
     *,
     through: Callable[[Load, Iterable[Work]], Iterator[Done]] = in_turn,
     parts: Callable[[], Loaded] | None = None,
+    segmenter: Segmenter | None = None,
     price: float | None = None,
 ) -> PrelabelReport:
     """Label every image of `source`, using no label but those of `gold`; labels that `source` has are not looked at.
@@ -102,8 +105,9 @@ def prelabel(
         memory: exemplars that verify the teacher's boxes and may overrule its labels; None to go without.
         through: who labels: this process, `workers.Processes` or `workers.RayActors`. Which of them it is changes no
             box, but for what floating point rounds otherwise on another number of threads.
-        parts: loads teacher and memory again, in other processes; it must be picklable. `Parts` are also recorded, and
-            the memory kept in `out`, so that later rounds and servers can label the same way.
+        segmenter: draws a mask for each box that is not rejected.
+        parts: loads teacher, memory and segmenter again, in other processes; it must be picklable. `Parts` are also
+            recorded, and the memory kept in `out`, so that later rounds and servers can label the same way.
         price: of an hour of all the machines together, in any currency.
         out: folder for `predictions.coco.json`, `accepted.coco.json`, `label_studio.json` with `label_config.xml`,
             `review.json` (most valuable first), `boxes.jsonl`, `calibration.json`, `banks.npz`, `prelabel.json` and
@@ -119,7 +123,7 @@ def prelabel(
     if not len(source):
         raise BadInput("there is nothing to label", expected="at least one image")
     check_gold(gold, ontology)
-    job = _job(source, ontology, teacher, gold, memory, settings)
+    job = _job(source, ontology, teacher, gold, memory, settings, segmenter)
     finished = _finished(out, job)
     if finished is not None:
         if progress is not None:
@@ -129,7 +133,7 @@ def prelabel(
         raise BadInput("other processes need to load the teacher themselves", remedy="Give `parts`.")
     work = out.parent / f".{out.name}.work"
     with Chunks(work / "chunks", job, len(source)) as chunks:
-        labeller, gold_report = _calibrated(work, job, ontology, teacher, gold, memory, settings, progress)
+        labeller, gold_report = _calibrated(work, job, ontology, teacher, gold, memory, settings, segmenter, progress)
         load = partial(_loaded, work, ontology, settings, parts) if parts is not None else (lambda: labeller)
         _run(chunks, source, load, through, price, progress)
         with artifacts.staged(out) as folder:
@@ -213,8 +217,9 @@ def _job(
     gold: Dataset,
     memory: Memory | None,
     settings: PrelabelSettings,
+    segmenter: Segmenter | None,
 ) -> str:
-    described = {
+    described: dict[str, Any] = {
         "source": source.fingerprint,
         "ontology": ontology.model_dump(mode="json"),
         "teacher": getattr(teacher, "fingerprint", type(teacher).__name__),
@@ -223,6 +228,8 @@ def _job(
         "settings": settings.model_dump(),
         "version": 1,  # of the method: raise it when the same inputs would give other boxes
     }
+    if segmenter is not None:
+        described["masks"] = segmenter.fingerprint
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
@@ -250,12 +257,13 @@ def _calibrated(
     gold: Dataset,
     memory: Memory | None,
     settings: PrelabelSettings,
+    segmenter: Segmenter | None,
     progress: Progress | None,
 ) -> tuple[Labeller, dict[str, Any]]:
     """The labeller, from the work folder where an earlier run left it, and what gold says of it."""
     if (work / CALIBRATION).is_file() and (work / BANKS).is_file():
-        return _restored(work, ontology, teacher, memory, settings)
-    labeller, summary = fit_labeller(ontology, teacher, gold, memory, settings, progress)
+        return _restored(work, ontology, teacher, memory, settings, segmenter)
+    labeller, summary = fit_labeller(ontology, teacher, gold, memory, settings, progress, segmenter)
     with artifacts.staged(work / BANKS, folder=False) as path:
         save_banks(labeller.banks, path)
     described = {
@@ -265,9 +273,12 @@ def _calibrated(
         "routing": labeller.routing.to_json(),
         "gold": gold_report(summary, labeller.routing),
     }
+    if labeller.reader is not None:
+        described["attributes"] = labeller.reader.to_json()
+        described["gold"]["attributes"] = labeller.reader.report()
     artifacts.write_text(work / CALIBRATION, json.dumps(described, indent=1) + "\n")
     # Read back, so that a run that was killed and one that was not judge with the very same numbers.
-    return _restored(work, ontology, teacher, memory, settings)
+    return _restored(work, ontology, teacher, memory, settings, segmenter)
 
 
 def _restored(
@@ -276,9 +287,13 @@ def _restored(
     teacher: OpenDetector | DenseDetector,
     memory: Memory | None,
     settings: PrelabelSettings,
+    segmenter: Segmenter | None = None,
 ) -> tuple[Labeller, dict[str, Any]]:
     data = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
     model = f"{getattr(teacher, 'name', 'teacher')}@{getattr(teacher, 'fingerprint', '')[:12]}"
+    reader = None
+    if "attributes" in data and memory is not None:
+        reader = AttributeReader.from_json(data["attributes"], ontology, memory.encoder)
     labeller = Labeller(
         ontology,
         teacher,
@@ -290,6 +305,8 @@ def _restored(
         Routing.from_json(data["routing"]),
         "labeller",
         model,
+        reader,
+        segmenter,
     )
     return labeller, data["gold"]
 
@@ -324,8 +341,8 @@ def gold_report(summary: GoldSummary, routing: Routing) -> dict[str, Any]:
 
 def _loaded(work: Path, ontology: Ontology, settings: PrelabelSettings, parts: Callable[[], Loaded]) -> Labeller:
     """The calibrated labeller of the job in `work`, in a process of its own."""
-    teacher, memory = parts()
-    return _restored(work, ontology, teacher, memory, settings)[0]
+    teacher, memory, segmenter = parts()
+    return _restored(work, ontology, teacher, memory, settings, segmenter)[0]
 
 
 def _run(
@@ -393,7 +410,7 @@ def _report(
         target_precision=labeller.settings.target_precision,
         confidence=labeller.settings.confidence,
         proven=labeller.routing.proven,
-        warnings=labeller.routing.warnings,
+        warnings=[*labeller.routing.warnings, *(labeller.reader.warnings if labeller.reader else ())],
         gold=gold,
         seconds=seconds,
         images_per_second=images / seconds,

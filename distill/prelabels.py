@@ -44,13 +44,12 @@ def write_prelabels(
     folder: Path, source: Dataset, labelled: RecordFile, classes: Sequence[str], ontology: Ontology
 ) -> None:
     """Write all files for people and trainers into `folder` from the records, which follow `source`."""
-    guidelines = {c.name: c.guideline for c in ontology.classes if c.guideline}
-    _write_coco(folder / PREDICTIONS, source, labelled, classes, guidelines, lambda box: True)
-    _write_coco(folder / ACCEPTED, source, labelled, classes, guidelines, lambda box: box["route"] == "accept")
+    _write_coco(folder / PREDICTIONS, source, labelled, classes, ontology, lambda box: True)
+    _write_coco(folder / ACCEPTED, source, labelled, classes, ontology, lambda box: box["route"] == "accept")
     values = [sum(box["value"] for box in record.get("boxes", ())) for record in labelled]
     order = sorted((i for i in range(len(values))), key=lambda i: (-values[i], i))
     _write_review(folder / REVIEW, labelled, [i for i in order if values[i] > 0])
-    _write_label_studio(folder, source, labelled, classes, order)
+    _write_label_studio(folder, source, labelled, classes, order, ontology)
 
 
 def detections(record: Record, classes: Sequence[str]) -> Detections:
@@ -62,6 +61,8 @@ def detections(record: Record, classes: Sequence[str]) -> Detections:
         [b["label"] for b in boxes],
         classes,
         probabilities=np.array([b["probability"] for b in boxes], dtype=np.float32),
+        masks=tuple(b.get("mask", "") for b in boxes) if any("mask" in b for b in boxes) else None,
+        attributes=tuple(b.get("attributes", {}) for b in boxes) if any("attributes" in b for b in boxes) else None,
         provenance=tuple(
             provenance_from({key: b[key] for key in ("model", "teachers", "route", "neighbours")}) for b in boxes
         ),
@@ -121,14 +122,18 @@ def _write_coco(
     source: Dataset,
     labelled: RecordFile,
     classes: Sequence[str],
-    guidelines: dict[str, str],
+    ontology: Ontology,
     wanted: Callable[[Record], bool],
 ) -> None:
     category = {name: k for k, name in enumerate(classes, start=1)}
     with path.open("w", encoding="utf-8") as stream:
         stream.write('{"info":{"description":"written by Foveal"},\n"categories":')
+        told = {
+            "guideline": {c.name: c.guideline for c in ontology.classes if c.guideline},
+            "attributes": ontology.schema_of_attributes,
+        }
         entries = [
-            {"id": k, "name": name} | ({"guideline": guidelines[name]} if name in guidelines else {})
+            {"id": k, "name": name} | {what: said[name] for what, said in told.items() if name in said}
             for name, k in category.items()
         ]
         stream.write(json.dumps(entries) + ',\n"images":[')
@@ -205,7 +210,12 @@ def _write_review(path: Path, labelled: RecordFile, order: Sequence[int]) -> Non
 
 
 def _write_label_studio(
-    folder: Path, source: Dataset, labelled: RecordFile, classes: Sequence[str], order: Sequence[int]
+    folder: Path,
+    source: Dataset,
+    labelled: RecordFile,
+    classes: Sequence[str],
+    order: Sequence[int],
+    ontology: Ontology,
 ) -> None:
     for part, start in enumerate(range(0, len(order), TASKS_A_FILE)):
         rows = order[start : start + TASKS_A_FILE]
@@ -214,4 +224,6 @@ def _write_label_studio(
         model = next((p.model for d in shown for p in d.provenance or ()), "foveal")
         bare = source.subset(rows).with_truth([None] * len(rows), classes)
         name = LABEL_STUDIO if part == 0 else LABEL_STUDIO.replace(".json", f"-{part + 1}.json")
-        label_studio.write(bare, folder / name, predictions=shown, model_version=model)
+        label_studio.write(
+            bare, folder / name, predictions=shown, model_version=model, attributes=ontology.schema_of_attributes
+        )

@@ -29,6 +29,7 @@ from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, IntArray, pairwise_iou
 from foveal.errors import BadInput
 from foveal.formats import FORMATS, coco, detect
+from foveal.formats.attributes import as_text
 from retrieval.corrections import Correction
 
 REVIEWS, CORRECTED = "reviews.jsonl", "corrected.coco.json"
@@ -54,6 +55,7 @@ class ReviewReport:
     seconds_saved: float | None  # where a price in seconds a box was given
     precision: dict[str, dict[str, Any]]  # of each route, as found on these images: boxes, right, interval
     classes: dict[str, dict[str, int]]
+    attributes: dict[str, dict[str, int]]  # name -> filled in on boxes that were kept, and of these right
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -122,6 +124,7 @@ def take_back(
     per_class = {name: Counter[str]() for name in classes}
     routes = {route: [0, 0] for route in SHOWN}
     shown_boxes = final_boxes = 0
+    attributes: dict[str, dict[str, int]] = {}
     for image, truth in matched.items():
         final = _in_classes(truth, classes, rename or {})
         shown, route = _shown(proposals[image], classes)
@@ -135,6 +138,13 @@ def take_back(
         for row in np.flatnonzero(owner < 0).tolist():
             changes["added"] += 1
             per_class[final.label_names[row]]["added"] += 1
+        for row, target in _pairs(what, owner):
+            said = {} if shown.attributes is None else shown.attributes[row]
+            true = {} if final.attributes is None else final.attributes[target]
+            for name, value in said.items():
+                filled = attributes.setdefault(name, {"filled": 0, "right": 0})
+                filled["filled"] += 1
+                filled["right"] += name in true and as_text(true[name]) == as_text(value)
         line = _line(image, final, what, shown)
         if known.get(image) != line:
             lines.append(json.dumps(line) + "\n")
@@ -158,6 +168,7 @@ def take_back(
             for name, (n, k) in routes.items()
         },
         classes={name: {change: counts[change] for change in CHANGES} for name, counts in per_class.items()},
+        attributes=attributes,
     )
 
 
@@ -187,6 +198,11 @@ def compare(shown: Detections, final: Detections) -> tuple[list[str], IntArray]:
     return what, owner
 
 
+def _pairs(what: Sequence[str], owner: IntArray) -> list[tuple[int, int]]:
+    """Boxes that stayed what they were: which was shown, and which final one it is."""
+    return [(row, target) for target, row in enumerate(owner.tolist()) if row >= 0 and what[row] in ("kept", "moved")]
+
+
 def corrections(out: str | Path, images: Sequence[str] | None = None) -> Iterator[Correction]:
     """What reviewers said, as an exemplar memory learns it: their boxes approved, boxes they removed rejected.
 
@@ -213,11 +229,14 @@ def _line(image: str, final: Detections, what: Sequence[str], shown: Detections)
         "boxes": [[round(float(v), 3) for v in box] for box in final.boxes],
         "labels": list(final.label_names),
         "shown": [[[round(float(v), 2) for v in box], change] for box, change in zip(shown.boxes, what, strict=True)],
+        **({"attributes": list(final.attributes)} if final.attributes is not None else {}),
+        **({"masks": list(final.masks)} if final.masks is not None else {}),
     }
 
 
 def _final(line: Record, classes: Sequence[str]) -> Detections:
-    return Detections.build(line["boxes"], 1.0, line["labels"], classes)
+    told = {name: tuple(line[name]) for name in ("attributes", "masks") if name in line}
+    return Detections.build(line["boxes"], 1.0, line["labels"], classes, **told)
 
 
 def _shown(record: Record, classes: Sequence[str]) -> tuple[Detections, list[str]]:
@@ -270,7 +289,7 @@ def _in_classes(truth: Detections, classes: Sequence[str], rename: Mapping[str, 
                 expected=", ".join(classes),
                 remedy=f"If it is one of those, add{hint}; a new class belongs into the ontology first.",
             )
-    return Detections.build(truth.boxes, 1.0, names, classes)
+    return Detections.build(truth.boxes, 1.0, names, classes, masks=truth.masks, attributes=truth.attributes)
 
 
 def _job_classes(out: Path) -> tuple[str, ...]:

@@ -85,8 +85,10 @@ def rounds(
             break
         both = replace(parts, teachers=(*parts.teachers, f"detector:{folder}"))
         again = out.with_name(f"{out.name}-labels-{number + 1}")
-        teacher, memory = both()
-        made = prelabel(images, parts.ontology, teacher, gold, memory, again, how, progress, parts=both)
+        teacher, memory, segmenter = both()
+        made = prelabel(
+            images, parts.ontology, teacher, gold, memory, again, how, progress, parts=both, segmenter=segmenter
+        )
         carry_over(Path(job), again)
         if _ap(made) <= done[-1].labels_ap:
             if progress is not None:

@@ -197,6 +197,8 @@ def _box(found: Labelled, row: int) -> Record:
     assert kept.provenance is not None
     provenance = kept.provenance[row]
     names = kept.names
+    said = {} if kept.attributes is None else kept.attributes[row]
+    mask = "" if kept.masks is None else kept.masks[row]
     return {
         "box": [round(float(v), 2) for v in kept.boxes[row]],
         "label": names[kept.labels[row]],
@@ -206,6 +208,8 @@ def _box(found: Labelled, row: int) -> Record:
         "value": round(float(found.values[row]), 5),
         "model": provenance.model,
         "teachers": list(provenance.teachers),
+        **({"attributes": said} if said else {}),
+        **({"mask": mask} if mask else {}),
         "neighbours": [plain(n) for n in provenance.neighbours],
         "without_memory": {
             "label": names[found.plain_labels[row]],

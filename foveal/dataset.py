@@ -37,7 +37,6 @@ class Sample:
     captions: tuple[str, ...] = ()
     label: str | None = None  # class of the whole image
     metadata: Metadata = field(default_factory=dict)
-    segmentations: tuple[str, ...] | None = None  # COCO polygons or RLE of each box as JSON, kept for round trips
 
     def image(self, min_side: int | None = None) -> Image:
         """The decoded upright RGB image; `min_side` may shrink a JPEG, see `foveal.images.decode`.
@@ -61,8 +60,8 @@ class Sample:
 class Dataset:
     """Samples over one list of classes, held in Arrow; `.table` is the same as a Hugging Face dataset.
 
-    Columns: id, path, width, height, boxes (N, 4 xyxy pixels), labels, scores, probabilities, provenance and
-    segmentations (JSON a box), captions, label, metadata (JSON).
+    Columns: id, path, width, height, boxes (N, 4 xyxy pixels), labels, scores, probabilities, provenance, segmentations
+    and attributes (JSON a box), captions, label, metadata (JSON).
     """
 
     def __init__(self, arrow: pa.Table, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> None:
@@ -150,6 +149,8 @@ class Dataset:
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for row in self._rows():
             row["path"] = content_hash(Path(row["path"]))  # where it lies does not matter, what it holds does
+            if row["attributes"] is None:
+                del row["attributes"]
             digest.update(json.dumps(row, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -182,7 +183,7 @@ class Dataset:
         if len(given) != len(self):
             raise BadInput("truth does not match the images", expected=str(len(self)), received=str(len(given)))
         pairs = zip(self, given, strict=True)
-        samples = (replace(sample, truth=boxes, segmentations=None) for sample, boxes in pairs)
+        samples = (replace(sample, truth=boxes) for sample, boxes in pairs)
         if classes is None:
             return Dataset.build(samples, self.classes, category_ids=self.category_ids)
         return Dataset.build(samples, classes)
@@ -225,6 +226,7 @@ def _schema() -> pa.Schema:
             "probabilities": pa.list_(pa.float32()),
             "provenance": pa.list_(pa.string()),
             "segmentations": pa.list_(pa.string()),
+            "attributes": pa.list_(pa.string()),
             "captions": pa.list_(pa.string()),
             "label": pa.string(),
             "metadata": pa.string(),
@@ -241,7 +243,6 @@ def _to_row(sample: Sample, classes: tuple[str, ...]) -> dict[str, Any]:
         "captions": list(sample.captions),
         "label": sample.label,
         "metadata": json.dumps(sample.metadata),
-        "segmentations": None if sample.segmentations is None else list(sample.segmentations),
     }
     truth = sample.truth
     if truth is not None:
@@ -249,6 +250,8 @@ def _to_row(sample: Sample, classes: tuple[str, ...]) -> dict[str, Any]:
         row["labels"] = _relabelled(truth, classes, sample.id)
         row["scores"] = truth.scores.tolist()
         row["probabilities"] = None if truth.probabilities is None else truth.probabilities.tolist()
+        row["segmentations"] = None if truth.masks is None else list(truth.masks)
+        row["attributes"] = None if truth.attributes is None else [json.dumps(a) for a in truth.attributes]
         row["provenance"] = None if truth.provenance is None else [json.dumps(asdict(p)) for p in truth.provenance]
     return row
 
@@ -269,12 +272,15 @@ def _to_sample(row: dict[str, Any], classes: tuple[str, ...]) -> Sample:
     truth = None
     if row["boxes"] is not None:
         lines, probabilities = row["provenance"], row["probabilities"]
+        masks, attributes = row["segmentations"], row["attributes"]
         truth = Detections(
             boxes=np.asarray(row["boxes"], dtype=np.float32).reshape(-1, 4),
             scores=np.asarray(row["scores"], dtype=np.float32),
             labels=np.asarray(row["labels"], dtype=np.int64),
             names=classes,
             probabilities=None if probabilities is None else np.asarray(probabilities, dtype=np.float32),
+            masks=None if masks is None else tuple(masks),
+            attributes=None if attributes is None else tuple(json.loads(line) for line in attributes),
             provenance=None if lines is None else tuple(provenance_from(json.loads(line)) for line in lines),
         )
     return Sample(
@@ -286,7 +292,6 @@ def _to_sample(row: dict[str, Any], classes: tuple[str, ...]) -> Sample:
         captions=tuple(row["captions"] or ()),
         label=row["label"],
         metadata=json.loads(row["metadata"]),
-        segmentations=None if row["segmentations"] is None else tuple(row["segmentations"]),
     )
 
 

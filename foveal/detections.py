@@ -15,6 +15,7 @@ FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 Route = Literal["accept", "review", "reject"]
+Attributes = dict[str, str | int | float | bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class Detections:
     labels: IntArray  # (N,) index into `names`
     names: tuple[str, ...]
     probabilities: FloatArray | None = None  # (N,) calibrated P(correct) in [0, 1]
-    masks: BoolArray | None = None  # (N, H, W)
+    masks: tuple[str, ...] | None = None  # one per box, COCO polygons or run lengths (`foveal.masks`); empty: none
+    attributes: tuple[Attributes, ...] | None = None  # one per box: name -> value
     provenance: tuple[Provenance, ...] | None = None  # one per box
 
     def __post_init__(self) -> None:
@@ -72,10 +74,10 @@ class Detections:
                 raise BadInput(f"a {name} lies outside its range", expected="[0, 1]", received=f"{values.max():g}")
         if count and (self.labels.min() < 0 or self.labels.max() >= len(self.names)):
             raise BadInput("a label has no name", expected=f"0..{len(self.names) - 1}", received=str(self.labels.max()))
-        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != count):
-            raise BadInput("masks have the wrong shape", expected=f"({count}, H, W)", received=str(self.masks.shape))
-        if self.provenance is not None and len(self.provenance) != count:
-            raise BadInput("provenance has the wrong length", expected=str(count), received=str(len(self.provenance)))
+        for name in ("masks", "attributes", "provenance"):
+            told: tuple[Any, ...] | None = getattr(self, name)
+            if told is not None and len(told) != count:
+                raise BadInput(f"{name} must be one a box", expected=str(count), received=str(len(told)))
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -92,7 +94,8 @@ class Detections:
             labels=self.labels[rows],
             names=self.names,
             probabilities=None if self.probabilities is None else self.probabilities[rows],
-            masks=None if self.masks is None else self.masks[rows],
+            masks=None if self.masks is None else tuple(self.masks[i] for i in rows.tolist()),
+            attributes=None if self.attributes is None else tuple(self.attributes[i] for i in rows.tolist()),
             provenance=None if self.provenance is None else tuple(self.provenance[i] for i in rows.tolist()),
         )
 

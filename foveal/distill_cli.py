@@ -50,6 +50,9 @@ def prelabel_run(
     ] = None,
     tile: Annotated[int | None, typer.Option(metavar="PX", help="Also look at tiles of this side.")] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Also look at the mirrored images.")] = False,
+    masks: Annotated[
+        str | None, typer.Option(metavar="REF", help="Draw masks with this model: hf:facebook/sam2.1-hiera-tiny.")
+    ] = None,
     filter_: Annotated[
         str | None, typer.Option("--filter", metavar="EXPR", help="Of an archive, which images.")
     ] = None,
@@ -80,14 +83,14 @@ def prelabel_run(
     classes, gold_set, progress = Ontology.load(ontology), Dataset.open(gold), live_progress()
     images = open_source(source, filter_)
     kept = out.with_name(f".{out.name}.work") / "memory"
-    parts = Parts(tuple(teacher or [DEFAULT_TEACHER]), classes, memory or kept, tile, flip, registry)
+    parts = Parts(tuple(teacher or [DEFAULT_TEACHER]), classes, memory or kept, tile, flip, masks, registry)
     through = RayActors() if ray else Processes(workers) if workers > 1 else in_turn
     found = parts.teacher()
     if memory is None:
         remember_gold(gold_set, encoder, kept, progress)
     report = label(
         images, classes, found, gold_set, parts.remembered(), out, settings, progress,
-        through=through, parts=parts, price=price,
+        through=through, parts=parts, segmenter=parts.segmenter(), price=price,
     )  # fmt: skip
     emit(report.to_json(), json_)
 
@@ -106,13 +109,18 @@ def prelabel_write(
 
     Example: foveal prelabel write runs/prelabels --for cvat --out runs/for-cvat
     """
+    from distill.prelabel import ontology_of
     from distill.prelabels import as_dataset
-    from foveal.formats import label_studio
+    from foveal import artifacts
+    from foveal.formats import cvat, label_studio
 
     images = as_dataset(prelabels, [route.strip() for route in routes.split(",") if route.strip()])
+    asked = ontology_of(artifacts.read(prelabels)).schema_of_attributes
     if to == "label_studio":  # there, what a model says is a prediction beside the annotation
         bare = images.with_truth([None] * len(images), images.classes)
-        label_studio.write(bare, out, predictions=[s.truth for s in images if s.truth is not None])
+        label_studio.write(bare, out, predictions=[s.truth for s in images if s.truth is not None], attributes=asked)
+    elif to == "cvat":
+        cvat.write(images, out, attributes=asked)
     else:
         images.write(out, to)
     emit({"out": str(out), "images": len(images), "boxes": sum(len(s.truth or ()) for s in images)}, json_)
@@ -164,9 +172,7 @@ def distill(
         str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
     ] = "fcos-mobilenet",
     gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="Each student helps to label for the next; needs --gold.")
-    ] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Each student helps to label for the next; needs --gold.")] = 1,
     config: Config = None,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,

@@ -22,11 +22,12 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 
+from foveal import masks
 from foveal.worldkit.camera import CAMERAS, draw_light, draw_time, expose, illuminate
 from foveal.worldkit.catalogue import KINDS, SHOWN
 from foveal.worldkit.language import VOCABULARY, captions, questions
 from foveal.worldkit.places import STYLES, furnish
-from foveal.worldkit.scene import Domain, Mask, Question, Scene, WorldObject
+from foveal.worldkit.scene import Domain, Question, Scene, WorldObject
 from foveal.worldkit.stage import compose, populate
 
 __all__ = ["VOCABULARY", "Domain", "Question", "Scene", "WorldObject", "kinds", "render", "write"]
@@ -169,22 +170,10 @@ def _annotation(seen: WorldObject) -> Record:
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": int(seen.mask.sum()),
         "iscrowd": 0,
-        "segmentation": _rle(seen.mask),
+        "segmentation": json.loads(masks.encode(seen.mask)),
         "attributes": {"colour": seen.colour, "material": seen.material, "state": seen.state},
         "visible": round(seen.visible, 4),
     }
-
-
-def _rle(mask: Mask) -> Record:
-    """COCO run lengths of (H, W): compressed by pycocotools where it is installed, a plain list otherwise."""
-    try:
-        from pycocotools import mask as coco  # pyright: ignore[reportMissingTypeStubs]
-    except ImportError:
-        flat = np.concatenate([[False], mask.ravel(order="F")])
-        edges = np.flatnonzero(flat[1:] != flat[:-1])
-        return {"size": list(mask.shape), "counts": np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()}
-    packed: Any = coco.encode(np.asfortranarray(mask.view(np.uint8)))  # pyright: ignore
-    return {"size": list(mask.shape), "counts": packed["counts"].decode("ascii")}
 
 
 def _save(

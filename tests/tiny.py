@@ -117,3 +117,53 @@ def tiny_owl(folder: Path, seed: int = 0) -> Path:
     images = Owlv2ImageProcessor(size={"height": 64, "width": 64})
     Owlv2Processor(images, CLIPTokenizer.from_pretrained(folder)).save_pretrained(folder)
     return folder
+
+
+def tiny_sam(folder: Path, family: str = "sam") -> Path:
+    """A random SAM or SAM 2 folder: 64 px, width 16."""
+    from transformers import (
+        Sam2Config,
+        Sam2ImageProcessor,
+        Sam2Model,
+        Sam2Processor,
+        SamConfig,
+        SamImageProcessor,
+        SamModel,
+        SamProcessor,
+    )
+
+    prompts = {"hidden_size": 16, "image_size": 64, "mask_input_channels": 4}
+    decoder = {"hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if family == "sam":
+            vision = {
+                "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 64, "patch_size": 8,
+                "output_channels": 16, "mlp_dim": 64, "num_pos_feats": 8, "global_attn_indexes": [1], "window_size": 4,
+            }  # fmt: skip
+            asked = {**prompts, "patch_size": 8, "image_embedding_size": 8}
+            model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config=asked, mask_decoder_config=decoder))
+            square = {"height": 64, "width": 64}
+            images = SamImageProcessor(
+                size={"longest_edge": 64}, pad_size=square, mask_size={"longest_edge": 16},
+                mask_pad_size={"height": 16, "width": 16},
+            )  # fmt: skip
+            SamProcessor(images).save_pretrained(folder)
+        else:
+            backbone = {
+                "model_type": "sam2_hiera_det_model", "hidden_size": 8, "num_attention_heads": 1,
+                "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+                "num_attention_heads_per_stage": [1, 1, 2, 2], "window_size_per_stage": [8, 4, 4, 4],
+                "global_attention_blocks": [3], "image_size": [64, 64],
+            }  # fmt: skip
+            vision = {
+                "backbone_config": backbone, "backbone_channel_list": [64, 32, 16, 8],
+                "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 16,
+            }  # fmt: skip
+            model = Sam2Model(
+                Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+            )
+            images = Sam2ImageProcessor(size={"height": 64, "width": 64}, mask_size={"height": 16, "width": 16})
+            Sam2Processor(images).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder

@@ -135,8 +135,6 @@ def _annotation_entries(sample: Sample, category: dict[str, int]) -> Iterator[di
             "area": bbox[2] * bbox[3],
             "iscrowd": 0,
         }
-        if sample.segmentations is not None and sample.segmentations[row]:
-            entry["segmentation"] = json.loads(sample.segmentations[row])
         if float(truth.scores[row]) != 1 or truth.provenance is not None:
             entry["score"] = shortest(truth.scores[row])
         yield {**entry, **extra_keys(truth, row)}
@@ -173,7 +171,6 @@ def _sample(
         metadata[CROWD] = json.dumps(
             [{"bbox": [float(v) for v in a["bbox"]], "category": classes[label[a["category_id"]]]} for a in crowds]
         )
-    shapes = tuple(json.dumps(a["segmentation"]) if a.get("segmentation") else "" for a in objects)
     width, height = entry.get("width"), entry.get("height")
     if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
         width, height = size(path)
@@ -186,7 +183,6 @@ def _sample(
         captions=tuple(entry.get("captions", ())) or tuple(spoken),
         label=entry.get("label"),
         metadata=metadata,
-        segmentations=shapes if any(shapes) else None,
     )
 
 

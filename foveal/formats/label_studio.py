@@ -19,8 +19,18 @@ from foveal.artifacts import staged, write_text
 from foveal.dataset import Dataset, Sample, check_classes
 from foveal.detections import Detections
 from foveal.errors import BadInput
+from foveal.formats.attributes import Schema, controls, used
 from foveal.formats.places import IMAGES, Locator, copy_images, file_names, first_character, read_json, scalars
-from foveal.formats.regions import FROM_NAME, TO_NAME, Unusable, class_names, detections, regions
+from foveal.formats.regions import (
+    FROM_NAME,
+    POLYGON,
+    TO_NAME,
+    Controls,
+    Unusable,
+    class_names,
+    detections,
+    regions,
+)
 from foveal.images import SUFFIXES, size
 
 TASKS = "tasks.json"
@@ -124,12 +134,16 @@ def write(
     predictions: Iterable[Detections] | None = None,
     model_version: str = "foveal",
     address: str = LOCAL_FILES,
+    attributes: Schema | None = None,
 ) -> None:
     """Write tasks to import: truth as annotations, `predictions` (one a sample, in order) as predictions.
 
     A path that ends in `.json` writes tasks and XML alone (`read` then needs `images`); a folder gets `tasks.json`,
     `tasks.xml` and the images. Image addresses are `address` plus the path below that folder, or below the images'
     common folder: serve it as Label Studio's local-files root.
+
+    Args:
+        attributes: class -> attribute -> values that annotators choose from; None: those that occur.
 
     Raises:
         BadInput: not one prediction a sample.
@@ -139,37 +153,61 @@ def write(
     if len(given) != len(dataset):
         raise BadInput("predictions do not match the images", expected=str(len(dataset)), received=str(len(given)))
 
+    shown = [*given, *(sample.truth for sample in dataset)]
+    schema = used(shown) if attributes is None else attributes
+    outlined = any(boxes is not None and boxes.masks is not None for boxes in shown)
+    config, asked = labelling_config(dataset.classes, schema, polygons=outlined), controls(schema)
+
     def text(names: Sequence[str]) -> str:
         rows = zip(dataset, names, given, strict=True)
         tasks = [
-            _task(i, sample, address + urllib.parse.quote(name), boxes, model_version)
+            _task(i, sample, address + urllib.parse.quote(name), boxes, model_version, asked)
             for i, (sample, name, boxes) in enumerate(rows, start=1)
         ]
         return json.dumps(tasks, ensure_ascii=False) + "\n"
 
     if path.suffix.lower() == ".json":
-        write_text(path.with_suffix(".xml"), labelling_config(dataset.classes))
+        write_text(path.with_suffix(".xml"), config)
         write_text(path, text(_below_common(dataset)))
         return
     names = file_names(dataset)
     with staged(path, folder=True) as folder:
         copy_images(dataset, names, folder / IMAGES)
-        (folder / TASKS).with_suffix(".xml").write_text(labelling_config(dataset.classes), encoding="utf-8")
+        (folder / TASKS).with_suffix(".xml").write_text(config, encoding="utf-8")
         (folder / TASKS).write_text(text([f"{IMAGES}/{name}" for name in names]), encoding="utf-8")
 
 
-def labelling_config(classes: Sequence[str]) -> str:
-    """The labelling configuration XML to paste into a project: boxes of these classes over one image."""
+def labelling_config(classes: Sequence[str], attributes: Schema | None = None, *, polygons: bool = False) -> str:
+    """The labelling configuration XML to paste into a project: boxes of these classes over one image.
+
+    Args:
+        attributes: what is to be chosen for each region.
+        polygons: outlines can be drawn too.
+    """
     view = ElementTree.Element("View")
     ElementTree.SubElement(view, "Image", name=TO_NAME, value=f"${VALUE}", zoom="true")
     labels = ElementTree.SubElement(view, "RectangleLabels", name=FROM_NAME, toName=TO_NAME)
     for i, name in enumerate(check_classes(classes)):
         ElementTree.SubElement(labels, "Label", value=name, background=_COLOURS[i % len(_COLOURS)])
+    if polygons:
+        labels = ElementTree.SubElement(view, "PolygonLabels", name=POLYGON, toName=TO_NAME)
+        for i, name in enumerate(classes):
+            ElementTree.SubElement(labels, "Label", value=name, background=_COLOURS[i % len(_COLOURS)])
+    for key, (name, labels_, values) in controls(attributes or {}).items():
+        ElementTree.SubElement(view, "Header", value=name, size="6")
+        choices = ElementTree.SubElement(
+            view, "Choices", name=".".join(key), toName=TO_NAME, perRegion="true", choice="single-radio",
+            whenTagName=POLYGON if polygons else FROM_NAME, whenLabelValue=",".join(labels_),
+        )  # fmt: skip
+        for value in values:
+            ElementTree.SubElement(choices, "Choice", value=value)
     ElementTree.indent(view)
     return ElementTree.tostring(view, encoding="unicode") + "\n"
 
 
-def _task(number: int, sample: Sample, address: str, boxes: Detections | None, model_version: str) -> dict[str, Any]:
+def _task(
+    number: int, sample: Sample, address: str, boxes: Detections | None, model_version: str, asked: Controls
+) -> dict[str, Any]:
     task_id = int(sample.id) if sample.id.isdecimal() else number
     clash = {key: value for key, value in sample.metadata.items() if key in _KNOWN}
     data: dict[str, Any] = {VALUE: address, "sample_id": sample.id}
@@ -179,9 +217,10 @@ def _task(number: int, sample: Sample, address: str, boxes: Detections | None, m
     data |= {"label": sample.label} if sample.label is not None else {}
     task: dict[str, Any] = {"id": task_id, "data": data}
     if sample.truth is not None:
-        task["annotations"] = [{"result": regions(sample.truth, sample.width, sample.height), "was_cancelled": False}]
+        drawn = regions(sample.truth, sample.width, sample.height, controls=asked)
+        task["annotations"] = [{"result": drawn, "was_cancelled": False}]
     if boxes is not None:
-        result = regions(boxes, sample.width, sample.height)
+        result = regions(boxes, sample.width, sample.height, controls=asked)
         prediction: dict[str, Any] = {"model_version": model_version, "result": result}
         if result:  # the least certain box, so that sorting by score brings the doubtful images first
             prediction["score"] = min(region.get("score", 1.0) for region in result)
@@ -218,7 +257,9 @@ def _classes(source: Path, annotations: Sequence[dict[str, Any]]) -> tuple[str, 
             root = ElementTree.parse(config).getroot()
         except ElementTree.ParseError as error:
             raise BadInput(f"{config} is not XML: {error}") from error
-        return check_classes([label.get("value", "") for label in root.iter("Label")], str(config))
+        tags = [list(tag.iter("Label")) for tag in root.iter() if tag.tag.endswith("Labels")]
+        once = [check_classes([label.get("value", "") for label in tag], str(config)) for tag in tags]
+        return tuple(dict.fromkeys(name for names in once for name in names))
     return tuple(sorted({name for a in annotations for region in a.get("result", []) for name in class_names(region)}))
 
 

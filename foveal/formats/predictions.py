@@ -1,4 +1,4 @@
-"""COCO result lists: `{image_id, category_id, bbox, score}` plus probability, route, neighbours and model."""
+"""COCO result lists: `{image_id, category_id, bbox, score}` plus mask, attributes, probability, route and origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from foveal.artifacts import write_text
 from foveal.dataset import Dataset, provenance_from
-from foveal.detections import Detections
+from foveal.detections import Attributes, Detections
 from foveal.errors import BadInput
 from foveal.formats.places import read_json
 
@@ -108,25 +108,37 @@ def to_detections(
     provenance = None
     if all("model" in record for record in records):
         provenance = tuple(provenance_from({k: r[k] for k in PROVENANCE if k in r}) for r in records)
+    masks = tuple(json.dumps(r["segmentation"]) if r.get("segmentation") else "" for r in records)
+    attributes = tuple(_attributes(r.get("attributes")) for r in records)
     return Detections(
         boxes=np.stack([from_xywh(record.get("bbox"), source) for record in records]),
         scores=np.asarray([record.get("score", 1.0) for record in records], dtype=np.float32),
         labels=np.asarray([label[record["category_id"]] for record in records], dtype=np.int64),
         names=classes,
         probabilities=np.asarray(probabilities, dtype=np.float32) if whole else None,
+        masks=masks if any(masks) else None,
+        attributes=attributes if any(attributes) else None,
         provenance=provenance,
     )
 
 
 def extra_keys(boxes: Detections, row: int) -> dict[str, Any]:
-    """Probability, model, route and neighbours of one detection, those that are known."""
+    """Mask, attributes, probability, model, route and neighbours of one detection, those that are known."""
     extra: dict[str, Any] = {}
+    if boxes.masks is not None and boxes.masks[row]:
+        extra["segmentation"] = json.loads(boxes.masks[row])
+    if boxes.attributes is not None and boxes.attributes[row]:
+        extra["attributes"] = boxes.attributes[row]
     if boxes.probabilities is not None:
         extra["probability"] = shortest(boxes.probabilities[row])
     if boxes.provenance is not None:
         known = asdict(boxes.provenance[row])
         extra.update({key: value for key, value in known.items() if key == "model" or value not in (None, ())})
     return extra
+
+
+def _attributes(told: Any) -> Attributes:
+    return {k: v for k, v in told.items() if isinstance(v, str | int | float)} if isinstance(told, dict) else {}
 
 
 def shortest(value: np.float32) -> float:

@@ -169,5 +169,5 @@ class Toys:
     gold: Path
     fatal: bool = False
 
-    def __call__(self) -> tuple[DenseBlobs, ExemplarMemory]:
-        return (Fatal() if self.fatal else DenseBlobs()), remember(coco.read(self.gold))
+    def __call__(self) -> tuple[DenseBlobs, ExemplarMemory, None]:
+        return (Fatal() if self.fatal else DenseBlobs()), remember(coco.read(self.gold)), None

@@ -27,13 +27,15 @@ def samples(tmp_path: Path) -> list[Sample]:
         [1, 0],
         ["cat", "dog"],
         probabilities=np.array([0.25, 1], np.float32),
+        masks=("", "[[1, 2, 3, 2, 3, 4]]"),
+        attributes=({"colour": "red", "parts": 2}, {}),
         provenance=(evidence, Provenance("owl@1")),
     )
     paths = [picture(tmp_path / f"{i}.png", colour=c) for i, c in enumerate(["red", "green", "blue"])]
     return [
         Sample("a", paths[0], 20, 10, rich, ("a red field", "rot"), "plain", {"camera": "n", "hour": 7, "lux": 0.5}),
         Sample("b", paths[1], 20, 10, Detections.empty(["cat", "dog"])),
-        Sample("c", paths[2], 20, 10, segmentations=None),
+        Sample("c", paths[2], 20, 10),
     ]
 
 
@@ -47,7 +49,8 @@ def same(a: Sample, b: Sample) -> bool:
     probabilities = (a.truth.probabilities, b.truth.probabilities)
     equal &= (probabilities[0] is None) == (probabilities[1] is None)
     equal &= probabilities[0] is None or np.array_equal(probabilities[0], probabilities[1])
-    return bool(equal) and a.truth.names == b.truth.names and a.truth.provenance == b.truth.provenance
+    told = ("names", "masks", "attributes", "provenance")
+    return bool(equal) and all(getattr(a.truth, name) == getattr(b.truth, name) for name in told)
 
 
 def test_samples_come_back_as_they_went_in(samples: list[Sample]) -> None:

@@ -35,10 +35,10 @@ def test_shapes_must_agree() -> None:
     one = np.zeros((1, 4), np.float32)
     with pytest.raises(BadInput, match="scores have the wrong shape"):
         Detections(one, np.zeros(2, np.float32), np.zeros(1, np.int64), NAMES)
-    with pytest.raises(BadInput, match="provenance has the wrong length"):
+    with pytest.raises(BadInput, match="provenance must be one a box"):
         Detections.build(one, 1.0, [0], NAMES, provenance=(Provenance("m"),) * 2)
-    with pytest.raises(BadInput, match="masks have the wrong shape"):
-        Detections.build(one, 1.0, [0], NAMES, masks=np.zeros((2, 3, 3), bool))
+    with pytest.raises(BadInput, match="masks must be one a box"):
+        Detections.build(one, 1.0, [0], NAMES, masks=("", ""))
     with pytest.raises(BadInput, match="probability lies outside"):
         Detections.build(one, 1.0, [0], NAMES, probabilities=np.array([2], np.float32))
 

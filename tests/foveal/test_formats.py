@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from foveal import masks
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, Neighbour, Provenance
 from foveal.errors import BadInput, FovealError
@@ -589,8 +590,8 @@ EXPORT = """<?xml version="1.0" encoding="utf-8"?>
 <meta><job><labels><label><name>box</name></label><label><name>disc</name></label></labels></job></meta>
 <image id="0" name="a/one.png" width="37" height="53" subset="Train">
   <box label="box" xtl="10" ytl="10" xbr="20" ybr="14" rotation="90" z_order="0"/>
-  <polygon label="disc" points="1.5,2;7,3;4,9.25"/>
-  <mask label="disc" rle="1, 2" left="3" top="4" width="5" height="6"/>
+  <polygon label="disc" points="1.5,2;7,3;4,9.25"><attribute name="dull">true</attribute></polygon>
+  <mask label="disc" rle="1, 5, 24" left="3" top="4" width="5" height="6"/>
   <ellipse label="disc" cx="10" cy="20" rx="3" ry="4"/>
   <tag label="box"/>
 </image>
@@ -609,6 +610,15 @@ def test_what_cvat_exports(tmp_path: Path) -> None:
     assert first.truth.label_names == ["box", "disc", "disc", "disc"]
     assert second.truth is not None
     assert len(second.truth) == 0
+    assert first.truth.attributes == ({}, {"dull": "true"}, {}, {})
+    assert first.truth.masks is not None
+    assert first.truth.masks[1] == "[[1.5, 2.0, 7.0, 3.0, 4.0, 9.25]]"
+    kept = masks.decode(first.truth.masks[2], HEIGHT, WIDTH)
+    assert kept.sum() == 5
+    assert kept[4, 4:8].all()
+    assert kept[5, 3]
+    with pytest.raises(BadInput, match="a mask is malformed"):
+        cvat.read(_text(tmp_path / "runs.xml", EXPORT.replace("1, 5, 24", "1, 5, 23")))
     with pytest.raises(BadInput, match="tracks of a video"):
         cvat.read(_text(tmp_path / "video.xml", EXPORT.replace("</meta>", "</meta><track id='0' label='box'/>")))
     with pytest.raises(BadInput, match="uses the label 'lid'"):
@@ -654,3 +664,63 @@ def test_what_labelimg_writes(tmp_path: Path) -> None:
     (tmp_path / "one.xml").write_text(LABELIMG.replace("<width>37", "<width>38"))
     with pytest.raises(BadInput, match="38 x 53"):
         voc.read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["coco", "cvat", "label_studio"])
+def test_masks_and_attributes_travel(tmp_path: Path, kind: str) -> None:
+    ring = np.zeros((HEIGHT, WIDTH), bool)
+    ring[20:40, 5:30] = True
+    two = np.zeros((HEIGHT, WIDTH), bool)
+    two[2:6, 2:6] = two[2:10, 20:30] = True
+    drawn = (masks.encode(ring), "", masks.encode(two))
+    said = ({"colour": "red", "worn": "no"}, {}, {"colour": "blue"})
+    truth = Detections.build(
+        [[5, 20, 30, 40], [0, 0, 9, 9], [2, 2, 30, 10]], 1.0, ["box", "box", "disc"], ["box", "disc"],
+        masks=drawn, attributes=said,
+    )  # fmt: skip
+    data = Dataset.build([Sample("a", picture(tmp_path / "a.png", WIDTH, HEIGHT), WIDTH, HEIGHT, truth)], truth.names)
+    data.write(tmp_path / "out", kind)
+    (back,) = Dataset.open(tmp_path / "out")
+    assert back.truth is not None
+    assert back.truth.label_names == truth.label_names
+    assert back.truth.attributes == said
+    assert back.truth.masks is not None
+    assert not back.truth.masks[1]
+    np.testing.assert_array_equal(masks.decode(back.truth.masks[0], HEIGHT, WIDTH), ring)
+    again = masks.decode(back.truth.masks[2], HEIGHT, WIDTH)
+    if kind == "label_studio":  # one outline a region: the largest
+        assert not again[2:6, 2:6].any()
+        assert again[3:9, 21:29].all()
+    else:
+        np.testing.assert_array_equal(again, two)
+
+
+def test_tools_offer_all_values_of_an_attribute(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", WIDTH, HEIGHT)
+    truth = Detections.build([[0, 0, 9, 9]], 1.0, ["box"], ["box", "disc"])
+    data = Dataset.build([Sample("a", tmp_path / "a.png", WIDTH, HEIGHT, truth)], truth.names)
+    schema = {
+        "box": {"colour": ["red", "blue"], "size": ["s", "m"]},
+        "disc": {"colour": ["red", "blue"], "size": ["s", "l"]},
+    }
+    cvat.write(data, tmp_path / "cvat.xml", attributes=schema)
+    assert "<values>__undefined__\nred\nblue</values>" in (tmp_path / "cvat.xml").read_text()
+    label_studio.write(data, tmp_path / "tasks.json", attributes=schema)
+    tree = ElementTree.parse(tmp_path / "tasks.xml")
+    offered = {c.get("name"): (c.get("whenLabelValue"), [v.get("value") for v in c]) for c in tree.iter("Choices")}
+    assert offered == {
+        "colour": ("box,disc", ["red", "blue"]),
+        "box.size": ("box", ["s", "m"]),
+        "disc.size": ("disc", ["s", "l"]),
+    }
+
+
+def test_masks_are_checked() -> None:
+    with pytest.raises(BadInput, match="of another size"):
+        masks.decode(masks.encode(np.ones((4, 5), bool)), 5, 4)
+    with pytest.raises(BadInput, match="malformed"):
+        masks.decode("[[1, 2, 3]]", 5, 4)
+    plain = json.dumps({"size": [2, 3], "counts": [1, 2, 3]})
+    np.testing.assert_array_equal(masks.decode(plain, 2, 3), [[0, 1, 0], [1, 0, 0]])
+    assert masks.box(plain, 2, 3) == (0, 0, 2, 2)
+    assert masks.box(masks.encode(np.zeros((2, 3), bool)), 2, 3) is None
