@@ -116,10 +116,11 @@ class Fcos(nn.Module):
         classes: number of classes C.
         width: channels of pyramid and head.
         convs: convolutions of each of the two head towers.
-        size: S; the grids are fixed with it, so that an exported graph holds them as constants.
+
+    The side S of its images may be any multiple of 32, from call to call.
     """
 
-    def __init__(self, body: nn.Module, classes: int, width: int, convs: int, size: int) -> None:
+    def __init__(self, body: nn.Module, classes: int, width: int, convs: int) -> None:
         super().__init__()
         self.body = body
         self.lateral = nn.ModuleList([conv_bn(c, width, 1, act=False) for c in body.channels])  # type: ignore[union-attr]
@@ -129,9 +130,6 @@ class Fcos(nn.Module):
         self.class_out = nn.Conv2d(width, classes, 1)
         self.box_out = nn.Conv2d(width, 4, 1)
         self.scale = nn.Parameter(torch.zeros(len(STRIDES), 4))
-        cells = torch.cat([cell_centres(size // stride, stride / size) for stride in STRIDES])
-        self.cells: Tensor
-        self.register_buffer("cells", cells, persistent=False)
         nn.init.normal_(self.class_out.weight, std=0.01)
         nn.init.constant_(cast("Tensor", self.class_out.bias), -torch.logit(torch.tensor(1 - PRIOR)).item())
         nn.init.normal_(self.box_out.weight, std=0.01)
@@ -150,21 +148,22 @@ class Fcos(nn.Module):
             raw = self.box_out(self.box_tower(x, level)).flatten(2).transpose(1, 2).float()
             # Bounded, so that a wild cell cannot overflow.
             distances.append((raw + self.scale[level]).clamp(-6, 6))
-        reach = torch.cat(distances, 1).exp() * (2 * self.cells[:, 2:])  # twice the cell's side at the start
-        centres = self.cells[:, :2]
+        cells = torch.cat([cell_centres(m.shape[-1], images.device) for m in maps])
+        reach = torch.cat(distances, 1).exp() * (2 * cells[:, 2:])  # twice the cell's side at the start
+        centres = cells[:, :2]
         boxes = torch.cat([centres - reach[..., :2], centres + reach[..., 2:]], -1)
-        return torch.cat(logits, 1).float(), boxes, self.cells
+        return torch.cat(logits, 1).float(), boxes, cells
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, boxes, _ = self(images)
         return boxes.clamp(0, 1), logits.sigmoid()
 
 
-def cell_centres(count: int, step: float) -> Tensor:
+def cell_centres(count: int, device: torch.device) -> Tensor:
     """Centres of a `count` x `count` grid -> (count², 3): x, y and the cell's side, all in [0, 1] units."""
-    line = (torch.arange(count, dtype=torch.float32) + 0.5) * step
+    line = (torch.arange(count, dtype=torch.float32, device=device) + 0.5) / count
     y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten(), torch.full((count * count,), step)], 1)
+    return torch.stack([x.flatten(), y.flatten(), torch.full_like(x, 1.0).flatten() / count], 1)
 
 
 def iou_and_giou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class DenseStudent(Student):
         super().__init__(name, classes, size, init)
         self.shape = shape
         body = ResNetBody(shape["widths"], shape["depths"]) if shape["body"] == "resnet" else MobileNetBody()
-        self.net = Fcos(body, len(classes), shape["width"], shape["convs"], size)
+        self.net = Fcos(body, len(classes), shape["width"], shape["convs"])
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
         logits, boxes, cells = self.net(images)
