@@ -266,7 +266,7 @@ def _calibrated(
     labeller, summary = fit_labeller(ontology, teacher, gold, memory, settings, progress, segmenter)
     with artifacts.staged(work / BANKS, folder=False) as path:
         save_banks(labeller.banks, path)
-    described = {
+    described: dict[str, Any] = {
         "job": job,
         "judge": labeller.judge.to_json(),
         "without_memory": labeller.plain.to_json(),

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from foveal.detections import BoolArray, FloatArray
 from foveal.errors import BadInput
@@ -53,14 +54,13 @@ def polygons(text: str, height: int, width: int) -> list[FloatArray]:
         # Outlines run through the centres of the border's pixels; half a pixel is added on each side by drawing larger.
         twice = cv2.resize(mask, (2 * width, 2 * height), interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(twice, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        found = [
-            (cv2.approxPolyDP(line, 2 * SMOOTH, True).reshape(-1, 2).astype(np.float32) + 0.5) / 2 for line in lines
-        ]
+        smooth = [cv2.approxPolyDP(line, 2 * SMOOTH, True).reshape(-1, 2) for line in lines]
+        found = [((corners.astype(np.float32) + 0.5) / 2).astype(np.float32) for corners in smooth]
     found = [outline for outline in found if len(outline) >= SMALLEST]
     return sorted(found, key=lambda outline: -abs(float(cv2.contourArea(outline))))
 
 
-def of_polygon(points: FloatArray) -> str:
+def of_polygon(points: npt.NDArray[np.floating]) -> str:
     """One outline (K, 2) in pixels as a mask."""
     return json.dumps([[round(float(v), 2) for v in np.asarray(points, np.float64).ravel()]])
 
