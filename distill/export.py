@@ -8,10 +8,12 @@ Shape letters: M images, B images of one call, S input side.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,33 +22,47 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from distill.parity import Parity, ParityFailed, Tolerance, compare
-from distill.parting import first_difference, worst_layers
+from distill.parity import BATCHES, FLOOR, SURE, Parity, ParityFailed, Tolerance, compare
+from distill.parting import first_difference, float_layers, worst_layers
 from distill.students import SAMPLES, DenseStudent, Student, restore, start
 from distill.tuned import on_gold
+from evals.detection import evaluate
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.detections import Detections, FloatArray
-from foveal.detectors import KEY, ONNX, OPENVINO, DetectorCard, load_onnx, load_openvino, stretched
+from foveal.detectors import (
+    KEY,
+    ONNX,
+    OPENVINO,
+    DetectorCard,
+    ExportedDetector,
+    decode,
+    load_onnx,
+    load_openvino,
+    stretched,
+)
 from foveal.errors import BadImage, BadInput, FovealError
 from foveal.models import ModelRef
 from foveal.progress import Progress, track
 
 Format = Literal["onnx", "openvino"]
 CALIBRATION = 200  # images that set the INT8 ranges
+RANKED = 60  # images on which layers are ranked by the harm that quantising them does
 # Images compared: three rounds of batches 1, 3, 7, and enough for a stable mAP50.
 CHECKED = {"fp32": 33, "fp16": 33, "int8": 200}
 DYNAMO = ("rf_detr", "lw_detr")  # the legacy exporter lacks their antialiased resize; the others want the legacy one
-# What stays in fp32 when quantising everything costs too much: patterns over node names, tried in order.
-LADDERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "dense": (("every layer", ""), ("every layer but the outputs", r".*(class_out|box_out).*")),
-    "detr": (
-        ("every layer", ""),
-        ("every layer but the heads", r".*(bbox_embed|class_embed|score_head|bbox_head).*"),
-        ("every layer but the decoder", r".*(decoder|bbox_embed|class_embed|score_head|bbox_head).*"),
-    ),
+# The grids of a DETR's encoder are constants of its graph.
+DYNAMIC: dict[str, dict[str, dict[int, str]]] = {
+    "detr": {name: {0: "batch"} for name in ("images", "boxes", "scores")},
+    "dense": {
+        "images": {0: "batch", 2: "side", 3: "side"},
+        "boxes": {0: "batch", 1: "cells"},
+        "scores": {0: "batch", 1: "cells"},
+    },
 }
+MOST_KEPT = 16  # layers that may stay in fp32 before a network counts as one that cannot be quantised
 
 
 class ExportReport(BaseModel):
@@ -57,7 +73,7 @@ class ExportReport(BaseModel):
     precision: Literal["fp32", "fp16", "int8"]
     threshold: float | None  # score from which the target precision is kept on the gold images
     proven: bool
-    quantised: str | None  # which layers
+    kept_in_fp32: list[str] | None  # layers of an INT8 form that would cost too much
     megabytes: float
     source_megabytes: float
     seconds: float
@@ -116,39 +132,37 @@ def export(
         classes=net.classes, size=net.size, nms_iou=net.nms_iou, family=net.family, precision=precision,
         source=manifest.fingerprint,
     )  # fmt: skip
-    ladder: tuple[tuple[str, str] | None, ...] = (None,)
     calibration = pixels
-    if int8 is not None:
-        ladder = LADDERS["dense" if isinstance(net, DenseStudent) else "detr"]
-        if int8 is not data:
-            calibration, _ = _read(int8, net, CALIBRATION, progress)
+    if int8 is not None and int8 is not data:
+        calibration, _ = _read(int8, net, CALIBRATION, progress)
     with artifacts.staged(out) as staging:
-        plain = _to_onnx(net, opset)
-        parity, step, model, exported = None, None, plain, None
-        for step in ladder:
-            model = plain if step is None else _quantised(plain, to, calibration, step[1], net)
+        load = load_onnx if to == "onnx" else load_openvino
+
+        def judged(model: Any) -> tuple[ExportedDetector, Parity]:
             _save(model, to, staging, card)
-            sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=None, data=int8)
-            load = load_onnx if to == "onnx" else load_openvino
+            _seal(staging, out, manifest, to, precision, opset, None, parity=None, data=int8)
             exported = load(ModelRef(to, str(staging)))
             parity = compare(
-                _torch_run(net),
-                exported.raw,
-                pixels,
-                net.classes,
-                net.nms_iou,
-                int8=int8 is not None,
-                truth=truth,
+                _torch_run(net), exported.raw, pixels, net.classes, net.nms_iou, int8=int8 is not None, truth=truth,
                 tolerance=tolerance,
-            )
+            )  # fmt: skip
             if progress is not None:
-                progress.note(f"{to} {precision}{f', {step[0]}' if step else ''}: {parity.reason or 'agrees'}")
-            if parity.passed:
-                break
-        assert parity is not None
-        assert exported is not None
+                progress.note(f"{to} {precision}: {parity.reason or 'agrees'}")
+            return exported, parity
+
+        plain = _to_onnx(net, opset)
+        model = plain if int8 is None else _quantised(plain, to, calibration, net)
+        exported, parity = judged(model)
+        kept: list[str] | None = [] if int8 is not None else None
+        if not parity.passed and int8 is not None:
+            whole = float_layers(model)
+            model = _quantised(plain, to, calibration, net, _Judged.of(net, pixels, truth, tolerance or Tolerance()))
+            exported, parity = judged(model)
+            kept = sorted(float_layers(model) - whole)
+        if parity.passed and exported.any_size and int8 is None:
+            parity = _at_another_size(net, exported, pixels, tolerance, parity)
         if not parity.passed:
-            where = _parting(net, plain, model, pixels, step)
+            where = _parting(net, plain, model, pixels, quantised=int8 is not None)
             raise ParityFailed(
                 f"the {precision} {to} form of {folder} does not agree with it: {parity.reason}{where}",
                 remedy="Nothing was written. Export fp32, give more calibration images, or train further.",
@@ -157,13 +171,13 @@ def export(
             # The very form that will be used tells its own scores; the ones of another precision differ a little.
             card = on_gold(card, exported, gold, target_precision, progress)
             _save(model, to, staging, card)
-        sealed = _seal(staging, out, manifest, to, precision, opset, step, parity=parity, data=int8)
+        sealed = _seal(staging, out, manifest, to, precision, opset, kept, parity=parity, data=int8)
         bytes_ = sum(p.stat().st_size for p in staging.iterdir() if p.name.startswith("model."))
     return ExportReport(
         out=str(out),
         to=to,
         precision=precision,
-        quantised=step[0] if step else None,
+        kept_in_fp32=kept,
         megabytes=bytes_ / 1e6,
         threshold=card.threshold,
         proven=card.proven,
@@ -188,7 +202,7 @@ def pruned(folder: Path, net: Student, classes: Sequence[str] | None, size: int 
 
 def _seal(
     staging: Path, out: Path, source: artifacts.Manifest, to: str, precision: str, opset: int,
-    step: tuple[str, str] | None, *, parity: Parity | None, data: Dataset | None,
+    kept: list[str] | None, *, parity: Parity | None, data: Dataset | None,
 ) -> artifacts.Manifest:  # fmt: skip
     return artifacts.seal(
         staging,
@@ -196,7 +210,7 @@ def _seal(
         kind="detector",
         parents=[source.fingerprint],
         data={"calibration": data.fingerprint} if data is not None else {},
-        config={"to": to, "precision": precision, "opset": opset, "quantised": step[0] if step else None},
+        config={"to": to, "precision": precision, "opset": opset, "kept_in_fp32": kept},
         metrics={"parity": parity.model_dump(mode="json")} if parity else {},
         licence=source.licence,
     )
@@ -245,17 +259,27 @@ def _samples(folder: Path, size: int) -> FloatArray:
     return np.stack([stretched(Image.open(path), size) for path in paths])
 
 
-def _parting(net: Student, plain: Any, model: Any, pixels: FloatArray, step: tuple[str, str] | None) -> str:
+def _parting(net: Student, plain: Any, model: Any, pixels: FloatArray, *, quantised: bool) -> str:
     """In words, the layers where the exported form and its source part, as far as they can be told."""
     import onnx
 
-    if step is None:
+    if not quantised:
         named = first_difference(net, plain, pixels)
         return f"; they part at {named}" if named else ""
     if not isinstance(model, onnx.ModelProto):
         return ""
     worst = ", ".join(f"{name} ({error:.0%})" for name, error in worst_layers(plain, model, pixels)[:3])
     return f"; quantising moves these most: {worst}" if worst else ""
+
+
+def _at_another_size(
+    net: Student, exported: ExportedDetector, pixels: FloatArray, tolerance: Tolerance | None, parity: Parity
+) -> Parity:
+    """The parity, failed where a form that leaves the side open differs from its source at another one."""
+    side = net.size + 32
+    again = F.interpolate(torch.from_numpy(pixels[: sum(BATCHES)]), (side, side), mode="bilinear").numpy()
+    other = compare(_torch_run(net), exported.raw, again, net.classes, net.nms_iou, int8=False, tolerance=tolerance)
+    return parity if other.passed else other.model_copy(update={"reason": f"at {side} px {other.reason}"})
 
 
 def _torch_run(net: Student) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
@@ -279,7 +303,7 @@ class _Predict(nn.Module):
 
 
 def _to_onnx(net: Student, opset: int) -> Any:
-    """The student as an ONNX model with a dynamic batch."""
+    """The student as an ONNX model with a dynamic batch, and where its family can, a dynamic side."""
     import io
 
     import onnx
@@ -306,28 +330,72 @@ def _to_onnx(net: Student, opset: int) -> Any:
             buffer,  # type: ignore[arg-type]
             dynamo=False,
             opset_version=opset,
-            dynamic_axes={name: {0: "batch"} for name in ("images", "boxes", "scores")},
+            dynamic_axes=DYNAMIC["dense" if isinstance(net, DenseStudent) else "detr"],
             **names,
         )
     return onnx.load_from_string(buffer.getvalue())
 
 
-def _quantised(plain: Any, to: Format, pixels: FloatArray, keep: str, net: Student) -> Any:
-    """INT8 weights and activations by NNCF's post-training quantisation; nodes matching `keep` stay fp32."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a quantised form must not lose: mAP50 on images (M, 3, S, S)."""
+
+    net: Student
+    pixels: FloatArray
+    goal: list[Detections]
+    drop: float
+
+    @classmethod
+    def of(cls, net: Student, pixels: FloatArray, truth: list[Detections] | None, tolerance: Tolerance) -> _Judged:
+        if truth is not None:
+            return cls(net, pixels, truth, tolerance.map50_drop)
+        found = cls(net, pixels, [], 0.0).found(_torch_run(net), pixels)
+        return cls(net, pixels, [one[one.scores >= SURE] for one in found], 1 - tolerance.self_map50)
+
+    def found(self, run: Callable[[FloatArray], tuple[FloatArray, FloatArray]], pixels: FloatArray) -> list[Detections]:
+        size = (self.net.size, self.net.size)
+        return [decode(*run(one[None]), [size], self.net.classes, FLOOR, self.net.nms_iou)[0] for one in pixels]
+
+    def __call__(self, model: Any, rows: Iterable[int]) -> tuple[float, None]:
+        """mAP50 on some of the images, as NNCF asks for it: of an ONNX model, or one that OpenVINO has compiled."""
+        chosen = list(rows)
+        found = self.found(_session(model), self.pixels[chosen])
+        return evaluate([self.goal[row] for row in chosen], found)["AP50"] or 0.0, None
+
+
+def _session(model: Any) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        import onnxruntime as ort
+
+        session: Any = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        return lambda images: tuple(session.run(["boxes", "scores"], {"images": images}))
+    return lambda images: tuple(np.array(model({"images": images})[name]) for name in ("boxes", "scores"))  # type: ignore[return-value]
+
+
+def _quantised(plain: Any, to: Format, pixels: FloatArray, net: Student, judged: _Judged | None = None) -> Any:
+    """INT8 weights and activations by NNCF's post-training quantisation.
+
+    With `judged`, layers go back to fp32 one by one, the most harmful first, until the drop is small enough.
+    """
     with _quiet():
         import nncf
 
-        model = plain
-        if to == "openvino":
-            model = _openvino(plain)
-        return nncf.quantize(
-            model,
-            nncf.Dataset([image[None] for image in pixels[:CALIBRATION]], lambda image: {"images": image}),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=min(CALIBRATION, len(pixels)),
-            model_type=None if isinstance(net, DenseStudent) else nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(patterns=[keep], validate=False) if keep else None,
-        )
+        settings: dict[str, Any] = {
+            "preset": nncf.QuantizationPreset.MIXED,
+            "subset_size": min(CALIBRATION, len(pixels)),
+            "model_type": None if isinstance(net, DenseStudent) else nncf.ModelType.TRANSFORMER,
+        }
+        model = _openvino(plain) if to == "openvino" else plain
+        data = nncf.Dataset([image[None] for image in pixels[:CALIBRATION]], lambda image: {"images": image})
+        if judged is None:
+            return nncf.quantize(model, data, **settings)
+        limits = nncf.AdvancedAccuracyRestorerParameters(max_num_iterations=MOST_KEPT, ranking_subset_size=RANKED)
+        return nncf.quantize_with_accuracy_control(
+            model, data, nncf.Dataset(range(len(judged.pixels))), judged, max_drop=judged.drop,
+            advanced_accuracy_restorer_parameters=limits, **settings,
+        )  # fmt: skip
 
 
 def _openvino(model: Any) -> Any:
@@ -357,11 +425,12 @@ def _save(model: Any, to: Format, folder: Path, card: DetectorCard) -> None:
 @contextmanager
 def _quiet() -> Generator[None]:
     """Exporters warn about themselves; what they get wrong is found by the parity check."""
+    # NNCF draws its progress on stdout, which belongs to the answer.
     levels = {name: logging.getLogger(name).level for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension")}
     try:
         for name in levels:
             logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     except (torch.onnx.OnnxExporterError, NotImplementedError) as error:

@@ -71,6 +71,23 @@ def worst_layers(plain: Any, quantised: Any, pixels: FloatArray) -> list[tuple[s
     return sorted(errors.items(), key=lambda item: -item[1])
 
 
+def float_layers(model: Any) -> set[str]:
+    """Names of the convolutions and matrix products of a quantised ONNX or OpenVINO model that compute in fp32."""
+    if not hasattr(model, "graph"):
+        kinds = ("Convolution", "GroupConvolution", "MatMul")
+        return {
+            op.get_friendly_name()
+            for op in model.get_ops()
+            if op.get_type_name() in kinds and op.input_value(0).get_node().get_type_name() != "FakeQuantize"
+        }
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    return {
+        node.name
+        for node in model.graph.node
+        if node.op_type in ("Conv", "MatMul", "Gemm") and made_by.get(node.input[0]) != "DequantizeLinear"
+    }
+
+
 def _onnx_outputs(model: Any, names: Sequence[str], pixels: FloatArray) -> Outputs:
     """The named tensors of a graph; those that ONNX Runtime cannot hand out are left out."""
     import onnx

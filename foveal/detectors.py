@@ -138,10 +138,22 @@ class ExportedDetector:
         folder: `model.onnx` or `model.xml` (with `model.bin`) and `manifest.json`.
         run: calls the model file.
         threads: that one call uses.
+        any_size: the file leaves open the side it sees.
     """
 
-    def __init__(self, name: str, folder: Path, card: DetectorCard, fingerprint: str, run: Run, threads: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        card: DetectorCard,
+        fingerprint: str,
+        run: Run,
+        threads: int,
+        *,
+        any_size: bool = False,
+    ) -> None:
         self.name, self.folder, self.card, self.fingerprint = name, folder, card, fingerprint
+        self.any_size = any_size
         self.classes, self.threads, self._run = card.classes, threads, run
 
     def raw(self, images: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -162,24 +174,33 @@ class ExportedDetector:
         return [replace(one, probabilities=told(one.scores, one.label_names)) for one in found]
 
 
-def load_onnx(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
+def load_onnx(ref: ModelRef, threads: int | None = None, size: int | None = None) -> ExportedDetector:
     """An exported ONNX folder on ONNX Runtime.
 
+    Args:
+        size: side of the square it sees, in place of the one it was trained at; a multiple of 32.
+
     Raises:
-        BadInput: the folder is not an exported detector.
+        BadInput: the folder is not an exported detector, or it sees one size only.
         IntegrityError: a file is missing, differs from the manifest, or does not do what its metadata says.
     """
-    return _load(ref, ONNX, _start_onnx, threads)
+    return _load(ref, ONNX, _start_onnx, threads, size)
 
 
-def load_openvino(ref: ModelRef, threads: int | None = None) -> ExportedDetector:
+def load_openvino(ref: ModelRef, threads: int | None = None, size: int | None = None) -> ExportedDetector:
     """An exported OpenVINO folder; raises as `load_onnx`, and Unavailable without the `openvino` extra."""
-    return _load(ref, OPENVINO, _start_openvino, threads)
+    return _load(ref, OPENVINO, _start_openvino, threads, size)
 
 
 def _load(
-    ref: ModelRef, model: str, start: Callable[[Path, int], tuple[Run, str]], threads: int | None
+    ref: ModelRef,
+    model: str,
+    start: Callable[[Path, int], tuple[Run, str, int | None]],
+    threads: int | None,
+    size: int | None,
 ) -> ExportedDetector:
+    if size is not None and (size < 32 or size % 32):
+        raise BadInput(f"a detector cannot see squares of {size} px", expected="a multiple of 32")
     if threads is not None and threads < 1:
         raise BadInput("a detector needs at least one thread", received=str(threads))
     folder = Path(ref.target).expanduser()
@@ -191,8 +212,15 @@ def _load(
         raise BadInput(f"{folder} has no {model}", received=there, remedy="Use onnx: or openvino: as it was exported.")
     count = threads or usable_cores()
     try:
-        run, told = start(folder / model, count)
+        run, told, side = start(folder / model, count)
         card = _card(told, folder / model)
+        if size is not None and side not in (None, size):
+            raise BadInput(
+                f"{folder / model} sees squares of {side} px only",
+                received=f"{size} px",
+                remedy="Export it at that size.",
+            )
+        card = card.model_copy(update={"size": size or card.size})
         boxes, scores = run(np.zeros((1, 3, card.size, card.size), dtype=np.float32))
     except FovealError:
         raise
@@ -205,7 +233,7 @@ def _load(
             expected=f"boxes (1, Q, 4) and scores (1, Q, {len(card.classes)})",
             received=f"{boxes.shape} and {scores.shape}",
         )
-    return ExportedDetector(str(ref), folder, card, manifest.fingerprint, run, count)
+    return ExportedDetector(str(ref), folder, card, manifest.fingerprint, run, count, any_size=side is None)
 
 
 def _card(text: str, path: Path) -> DetectorCard:
@@ -219,7 +247,8 @@ def _card(text: str, path: Path) -> DetectorCard:
         raise IntegrityError(f"the metadata of {path} is no detector's: {where}: {problem['msg']}") from error
 
 
-def _start_onnx(path: Path, threads: int) -> tuple[Run, str]:
+def _start_onnx(path: Path, threads: int) -> tuple[Run, str, int | None]:
+    """What runs the model, what its metadata says, and the side it sees where that is fixed."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -231,10 +260,12 @@ def _start_onnx(path: Path, threads: int) -> tuple[Run, str]:
         boxes, scores = session.run(["boxes", "scores"], {"images": images})
         return boxes, scores
 
-    return run, session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    side = session.get_inputs()[0].shape[-1]
+    told = session.get_modelmeta().custom_metadata_map.get(KEY, "")
+    return run, told, side if isinstance(side, int) else None
 
 
-def _start_openvino(path: Path, threads: int) -> tuple[Run, str]:
+def _start_openvino(path: Path, threads: int) -> tuple[Run, str, int | None]:
     try:
         import openvino as ov
     except ImportError as error:
@@ -251,4 +282,5 @@ def _start_openvino(path: Path, threads: int) -> tuple[Run, str]:
         # The buffers belong to the request: copied, they outlive it.
         return np.array(answer["boxes"]), np.array(answer["scores"])
 
-    return run, told
+    side = model.input(0).partial_shape[3]
+    return run, told, side.get_length() if side.is_static else None

@@ -23,6 +23,7 @@ def eval_detection(
     truth: Annotated[Path, typer.Option(metavar="FILE", help="COCO instances.")],
     predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO results list.")] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to run on the truth's images.")] = None,
+    size: Annotated[int | None, typer.Option(metavar="PX", help="Side that the detector sees.")] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
@@ -34,17 +35,17 @@ def eval_detection(
 
     if (predictions is None) == (detector is None):
         raise BadInput("there must be one thing to measure", expected="--predictions FILE or --detector REF")
-    found = _detected(truth, detector, registry) if detector is not None else predictions
+    found = _detected(truth, detector, registry, size) if detector is not None else predictions
     assert found is not None  # one of the two was given
     emit(dict(evaluate(truth, found)), json_)
 
 
-def _detected(truth: Path, detector: str, registry: Path) -> list[Detections]:
+def _detected(truth: Path, detector: str, registry: Path, size: int | None) -> list[Detections]:
     from foveal.dataset import Dataset
     from foveal.models import load_detector
     from foveal.progress import track
 
-    model = load_detector(detector, registry)
+    model = load_detector(detector, registry, size=size)
     return [model.detect([s.image()], 0.001)[0] for s in track(live_progress(), Dataset.open(truth), f"run {detector}")]
 
 

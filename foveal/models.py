@@ -195,11 +195,16 @@ def load_vlm(ref: str, device: str | None = None) -> VisionLanguageModel:
     return _load("vision-language model", VLMS, parse_ref(ref), device=device)
 
 
-def load_detector(ref: str, registry: Path | None = None, threads: int | None = None) -> Detector:
+def load_detector(
+    ref: str, registry: Path | None = None, threads: int | None = None, size: int | None = None
+) -> Detector:
     """An exported detector by reference; `artifact:name@alias` is looked up in the registry folder `registry`.
 
+    Args:
+        size: side of the square it sees, where its file leaves that open.
+
     Raises:
-        UnknownName, BadInput: the reference names nothing.
+        UnknownName, BadInput: the reference names nothing, or it sees one size only.
         IntegrityError: a file differs from its manifest.
     """
     parsed = parse_ref(ref)
@@ -210,7 +215,7 @@ def load_detector(ref: str, registry: Path | None = None, threads: int | None = 
             raise BadInput(f"{ref} needs a registry", remedy="Pass --registry DIR.")
         folder = Registry(registry).resolve(parsed.target)
         parsed = ModelRef("openvino" if (folder / "model.xml").exists() else "onnx", str(folder))
-    return _load("detector", DETECTORS, parsed, threads=threads)
+    return _load("detector", DETECTORS, parsed, threads=threads, size=size)
 
 
 def licence_of(ref: str) -> str:

@@ -1,4 +1,4 @@
-"""Detect objects with nothing but numpy, Pillow and onnxruntime: python detect.py model.onnx image.jpg [threshold]"""
+"""Detect objects with nothing but numpy, Pillow and onnxruntime: python detect.py model.onnx image.jpg [threshold [size]]"""
 
 import json
 import sys
@@ -23,7 +23,8 @@ def suppressed(boxes, labels, limit):
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 card = json.loads(session.get_modelmeta().custom_metadata_map["foveal"])
 image = ImageOps.exif_transpose(Image.open(sys.argv[2])).convert("RGB")
-small = image.resize((card["size"],) * 2, Image.Resampling.BILINEAR, reducing_gap=2.0)
+side = int(sys.argv[4]) if len(sys.argv) > 4 else card["size"]
+small = image.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
 pixels = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / 255
 boxes, scores = (output[0] for output in session.run(["boxes", "scores"], {"images": pixels}))
 threshold = float(sys.argv[3]) if len(sys.argv) > 3 else card["threshold"] or 0.3

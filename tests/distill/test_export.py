@@ -302,3 +302,27 @@ def test_the_edge_script_runs_where_nothing_else_is_installed(tmp_path: Path) ->
         [python, EDGE, tmp_path / "onnx" / "model.onnx", sample.path, "0.3"], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout.splitlines()[0])["label"] in ("disc", "square")
+
+
+def test_one_file_sees_any_size(tmp_path: Path) -> None:
+    source, _ = trained()
+    export(source, tmp_path / "onnx")
+    larger = load_detector(f"onnx:{tmp_path / 'onnx'}", size=96)
+    net, _ = restore(source)
+    pixels = np.random.default_rng(0).random((2, 3, 96, 96), np.float32)
+    with torch.inference_mode():
+        boxes, scores = net.predict(torch.from_numpy(pixels))
+    theirs = larger.raw(pixels)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(theirs[0], boxes.numpy(), atol=1e-4)
+    np.testing.assert_allclose(theirs[1], scores.numpy(), atol=1e-4)
+    assert len(larger.detect([painted()[0].image()])[0])
+    with pytest.raises(BadInput, match="a multiple of 32"):
+        load_detector(f"onnx:{tmp_path / 'onnx'}", size=100)
+
+
+def test_layers_that_cost_too_much_stay_in_fp32(tmp_path: Path) -> None:
+    source, _ = trained()
+    strict = Tolerance(map50_drop=-1.0)  # no form can be this good: layers go back until there are enough
+    with pytest.raises(ParityFailed, match="mAP50 fell"):
+        export(source, tmp_path / "int8", int8=painted(), tolerance=strict)
+    assert list(tmp_path.iterdir()) == []
