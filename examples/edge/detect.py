@@ -1,4 +1,4 @@
-"""Detect objects with nothing but numpy, Pillow and onnxruntime: python detect.py model.onnx image.jpg [threshold [size]]"""
+"""Detect with numpy, Pillow and onnxruntime alone: python detect.py model.onnx image.jpg [threshold [size]]"""
 
 import json
 import sys
