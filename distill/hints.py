@@ -120,8 +120,7 @@ class Pupil(nn.Module):
         super().__init__()
         self.feature_weight, self.class_weight = feature_weight, class_weight
         self._map: Tensor | None = None
-        self._student = [student]  # in a list: its parameters are not this module's
-        student.backbone().register_forward_hook(self._keep)
+        student.backbone().register_forward_hook(self._keep)  # called as module(pixels, ...) in every family
         with torch.no_grad():
             student.eval().predict(torch.zeros(1, 3, student.size, student.size))
         student.train()
@@ -157,11 +156,13 @@ class Pupil(nn.Module):
         weights = targets.weights[live]
         return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
 
-    def _keep(self, _: nn.Module, __: Any, output: Any) -> None:
-        """Of the backbone's maps, the one with the stride that learns, or the nearest to it."""
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        """Of the backbone's maps, the one with the stride that learns, or the nearest to it, brought to that stride."""
         maps = [item[0] if isinstance(item, tuple) else item for item in output]
-        size = self._student[0].size
-        self._map = min((m for m in maps if m.ndim == 4), key=lambda m: abs(m.shape[-1] - size // STRIDE))
+        side = inputs[0].shape[-1] // STRIDE
+        nearest = min((m for m in maps if m.ndim == 4), key=lambda m: abs(m.shape[-1] - side))
+        same = nearest.shape[-1] == side
+        self._map = nearest if same else F.interpolate(nearest, (side, side), mode="bilinear", align_corners=False)
 
 
 def _teacher(reference: str, classes: Sequence[str]) -> tuple[See, FloatArray, str]:

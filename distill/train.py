@@ -12,6 +12,7 @@ Shape letters: B images, M gold images, N boxes, S input side.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from distill.hints import Hints, Pupil
 from distill.prelabels import PREDICTIONS
 from distill.reviewed import CORRECTED
 from distill.students import SAMPLES, DenseStudent, Student, identity, recipe, save_student, start
-from distill.trainee import Averaging, GoldWatch, Trainee, Views
+from distill.trainee import Averaging, GoldWatch, Trainee, Views, sides
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
@@ -57,7 +58,8 @@ class TrainSettings(BaseModel):
     ema: float = Field(default=0.998, ge=0, lt=1)
     augment: bool = True
     mosaic: float = Field(default=0.5, ge=0, le=1)  # share of views made of four images
-    calm: float = Field(default=0.15, ge=0, le=1)  # last share of the run, without mosaics
+    multi_scale: float = Field(default=0.0, ge=0, le=0.5)  # batches of other sides, up to this share away from `size`
+    calm: float = Field(default=0.15, ge=0, le=1)  # last share of the run, without mosaics and at `size` alone
     soft: bool = True  # weigh each box by its calibrated probability
     review: Literal["ignore", "drop", "learn"] = "learn"  # what boxes under review become, see `ImageCache`
     hints: str | None = None  # model whose view of the images the student's backbone also learns, e.g. bundled:owl
@@ -144,6 +146,7 @@ def train(
         torch.manual_seed(settings.seed)
         net = start(student, dataset.classes, settings.size)
     found = recipe(net.name)
+    _check_sides(net, sides(net.size, settings.multi_scale))
     cache = ImageCache(
         dataset, round(net.size * CACHE_SCALE), soft=settings.soft, review=settings.review, progress=progress
     )
@@ -179,7 +182,15 @@ def train(
         ),
         train_dataset=order,
         data_collator=Views(
-            cache, net.size, budget, settings.seed, settings.mosaic, settings.calm, settings.augment, hints
+            cache,
+            net.size,
+            budget,
+            settings.seed,
+            settings.mosaic,
+            settings.calm,
+            settings.augment,
+            settings.multi_scale,
+            hints,
         ),
         optimizers=(_optimizer(net, pupil, rate, settings.weight_decay), None),
     )
@@ -213,6 +224,21 @@ def train(
     _write(out, trainee.average.cpu().eval(), report, run, cache.pixels[: settings.samples])
     shutil.rmtree(work, ignore_errors=True)
     return report
+
+
+def _check_sides(student: Student, sides: Sequence[int]) -> None:
+    """Raise `BadInput` where the student cannot take images of one of these sides."""
+    for side in sides if len(sides) > 1 else ():
+        try:
+            with torch.no_grad():
+                student.eval().predict(torch.zeros(1, 3, side, side))
+        except (RuntimeError, ValueError) as error:
+            raise BadInput(
+                f"{student.name} cannot see images of {side} px: {str(error).splitlines()[0]}",
+                expected=f"sides that it takes around {student.size} px",
+                remedy="Train with multi_scale=0, or another size.",
+            ) from error
+    student.train()
 
 
 def _write(

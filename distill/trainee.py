@@ -98,7 +98,11 @@ class Averaging(TrainerCallback):
 
 
 class Views:
-    """Positions of `Order` -> a batch of random views, drawn from seed and position: a resumed run repeats none."""
+    """Positions of `Order` -> a batch of random views, drawn from seed and position: a resumed run repeats none.
+
+    Args:
+        multi_scale: how far the side of a batch may be from `size`, as a share of it; not in the calm end of the run.
+    """
 
     def __init__(
         self,
@@ -109,20 +113,29 @@ class Views:
         mosaic: float,
         calm: float,
         augment: bool,
+        multi_scale: float = 0.0,
         hints: Hints | None = None,
     ) -> None:
         self.hints = hints
+        self.sides = sides(size, multi_scale if augment else 0.0)
         self.cache, self.size, self.budget, self.seed, self.calm = cache, size, budget, seed, calm
         self.augment = Augment(mosaic=mosaic) if augment else STILL
 
     def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, items[0][0]))
         calm = self.budget.share > 1 - self.calm
-        views = [self.augment.view(self.cache, row, self.size, rng, calm=calm) for _, row in items]
+        side = self.size if calm or len(self.sides) == 1 else int(rng.choice(self.sides))
+        views = [self.augment.view(self.cache, row, side, rng, calm=calm) for _, row in items]
         batch = collate([(pixels, labels) for pixels, labels, _ in views])
         if self.hints is not None:
-            batch |= self.hints.of([panes for _, _, panes in views], self.size)
+            batch |= self.hints.of([panes for _, _, panes in views], side)
         return {name: torch.from_numpy(value) for name, value in batch.items()}
+
+
+def sides(size: int, spread: float) -> list[int]:
+    """The multiples of 32 px that are at most `spread` away from `size`, as a share of it, and at least 64."""
+    reach = int(size * spread / 32) * 32
+    return [side for side in range(size - reach, size + reach + 1, 32) if side >= 64]
 
 
 class GoldWatch(TrainerCallback):

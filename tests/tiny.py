@@ -167,3 +167,39 @@ def tiny_sam(folder: Path, family: str = "sam") -> Path:
             Sam2Processor(images).save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def tiny_detr(folder: Path, family: str, side: int = 64, windows: int = 2) -> Path:
+    """An RF-DETR ("rf_detr") or LW-DETR ("lw_detr") with random weights: patches of 16 px in square windows."""
+    from transformers import AutoConfig, AutoModelForObjectDetection
+
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": side,
+        "patch_size": 16,
+        "out_indices": [1, 2],
+    }
+    if family == "rf_detr":
+        backbone = AutoConfig.for_model("rf_detr_dinov2", **shape, num_windows=windows)
+        more: dict[str, Any] = {}
+    else:
+        window = {"pretrain_image_size": side, "num_windows": windows**2, "window_block_indices": [0]}
+        backbone, more = AutoConfig.for_model("lw_detr_vit", **shape, **window), {"projector_scale_factors": [1.0]}
+    config = AutoConfig.for_model(
+        family,
+        backbone_config=backbone,
+        d_model=32,
+        decoder_ffn_dim=32,
+        decoder_layers=2,
+        decoder_self_attention_heads=2,
+        decoder_cross_attention_heads=2,
+        num_queries=12,
+        group_detr=2,
+        c2f_num_blocks=1,
+        **more,
+    )
+    AutoModelForObjectDetection.from_config(config).save_pretrained(folder)
+    return folder

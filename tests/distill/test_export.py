@@ -20,6 +20,7 @@ from distill.parity import ParityFailed, Tolerance, compare
 from distill.parting import first_difference, float_layers
 from distill.students import load_student, restore
 from distill.tensorrt import build_engine
+from distill.train import TrainSettings, train
 from evals.detection import assign, evaluate
 from foveal import artifacts
 from foveal.detections import Detections
@@ -27,6 +28,7 @@ from foveal.detectors import stretched
 from foveal.errors import BadInput, FovealError, Unavailable
 from foveal.models import load_detector
 from tests.distill.tiny_student import painted, trained
+from tests.tiny import tiny_detr
 
 
 def test_onnx_says_what_the_student_says(tmp_path: Path) -> None:
@@ -46,6 +48,15 @@ def test_onnx_says_what_the_student_says(tmp_path: Path) -> None:
     assert manifest.parents == [artifacts.read(source).fingerprint]
     assert manifest.metrics["parity"]["passed"]
     assert manifest.fingerprint == report.fingerprint
+
+
+@pytest.mark.parametrize(("family", "to"), [("rf_detr", "onnx"), ("lw_detr", "openvino")])
+def test_transformer_backbones_export_too(tmp_path: Path, family: str, to: str) -> None:
+    settings = TrainSettings(size=64, epochs=1, batch=8, evaluations=0)
+    train(painted(), f"hf:{tiny_detr(tmp_path / 'hub', family)}", tmp_path / "student", settings)
+    report = export(tmp_path / "student", tmp_path / "out", to)
+    assert report.parity.passed
+    assert len(load_detector(f"{to}:{tmp_path / 'out'}").detect([painted()[0].image()], threshold=0.0)[0])
 
 
 def test_int8_keeps_map_and_is_smaller(tmp_path: Path) -> None:

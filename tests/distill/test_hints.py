@@ -19,7 +19,7 @@ from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
 from foveal.errors import BadInput
 from tests.distill.tiny_student import CLASSES, SETTINGS, painted, trained
-from tests.tiny import tiny_clip, tiny_owl
+from tests.tiny import tiny_clip, tiny_detr, tiny_owl
 
 SIDE = 128
 
@@ -115,11 +115,24 @@ def test_a_student_learns_from_either_kind_of_teacher(tmp_path: Path, make: Any)
     assert maps.shape[-1] == texts.shape[-1]
 
 
-def test_a_detr_student_learns_hints_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["deimv2-atto", "rf_detr", "lw_detr"])
+def test_a_detr_student_learns_hints_too_at_any_side(tmp_path: Path, family: str) -> None:
     reference = f"hf:{tiny_owl(tmp_path / 'teacher')}"
-    settings = TrainSettings(size=64, epochs=1, batch=8, evaluations=0, hints=reference)
-    report = train(painted(), "deimv2-atto", tmp_path / "student", settings)
+    student = family if "-" in family else f"hf:{tiny_detr(tmp_path / family, family)}"
+    settings = TrainSettings(
+        size=64, epochs=1, batch=8, evaluations=0, hints=reference, class_weight=0.5, multi_scale=0.5
+    )
+    report = train(painted(), student, tmp_path / "student", settings)
     assert np.isfinite(report.losses).all()
+
+
+def test_a_map_of_another_stride_is_brought_to_the_teachers() -> None:
+    net = build("fcos-resnet", CLASSES, 64)
+    pupil = Pupil(net, Hints(np.zeros((1, 4, 4, 8), np.float16), np.eye(2, 8, dtype=np.float32)), 1.0, 0.0, 0)
+    kept = torch.randn(2, 64, 5, 5)
+    pupil._keep(net, (torch.zeros(2, 3, 64, 64),), [kept, torch.zeros(2, 5, 5)])
+    assert pupil._map is not None
+    assert pupil._map.shape == (2, 64, 4, 4)
 
 
 def test_hints_change_nothing_when_their_weights_are_nought(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from distill import detr
 from distill.fcos import Targets
 from distill.students import CARD, STUDENTS, WEIGHTS, build, load_student, restore, start, unique_state
+from distill.trainee import Trainee
 from foveal import artifacts
 from foveal.errors import BadInput, IntegrityError, UnknownName
 from tests.distill.tiny_student import CLASSES, SIDE, trained
+from tests.tiny import tiny_detr
 
 TINY = ["fcos-resnet", "fcos-mobilenet", "deimv2-atto"]
 
@@ -152,6 +154,35 @@ def test_detr_students_survive_a_round_trip_with_shared_weights(tmp_path) -> Non
     with torch.no_grad():
         for one, other in zip(net.predict(images), again.predict(images), strict=True):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("family", ["rf_detr", "lw_detr"])
+def test_a_checkpoint_of_the_hub_becomes_a_student_for_its_classes(tmp_path, family: str) -> None:
+    torch.manual_seed(0)
+    net = build(f"hf:{tiny_detr(tmp_path / family, family)}", CLASSES, 64)
+    loss = net.train().loss(torch.rand(1, 3, 64, 64), batch(*ONE, [0.5], [False]))
+    loss.backward()
+    assert torch.isfinite(loss)
+    boxes, scores = net.eval().predict(torch.rand(2, 3, 64, 64))
+    assert boxes.shape == (2, 12, 4)
+    assert scores.shape == (2, 12, 2)
+
+
+@pytest.mark.parametrize("name", ["d-fine-n", "deimv2-atto"])
+def test_the_average_of_a_student_with_tied_weights_moves_each_tensor_once(name: str) -> None:
+    torch.manual_seed(0)
+    net = build(name, CLASSES, 64)
+    trainee = Trainee(net, 0.5, False)
+    trainee.updates += 1000  # past its warm-up: from here the share is 1 - decay
+    before = {n: p.clone() for n, p in trainee.average.named_parameters()}
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 1
+    trainee.update()
+    tied = len(dict(net.named_parameters(remove_duplicate=False))) - len(before)
+    assert tied > 0
+    for n, mean in trainee.average.named_parameters():
+        assert torch.allclose(mean, before[n] + 0.5, atol=1e-5), n
 
 
 def test_starting_from_a_student_keeps_what_both_know() -> None:

@@ -13,12 +13,13 @@ from adapt.trainer import Budget
 from distill.augment import STILL, Augment, ImageCache, Labels, collate
 from distill.students import load_student, restore, unique_state
 from distill.train import TrainSettings, train
-from distill.trainee import Averaging
+from distill.trainee import Averaging, Views, sides
 from evals.detection import evaluate
 from foveal.dataset import Dataset
 from foveal.detections import Detections, Provenance
 from foveal.errors import BadInput, UnknownName
 from tests.distill.tiny_student import CLASSES, SETTINGS, SIDE, paint, painted, trained
+from tests.tiny import tiny_detr
 
 SHORT = SETTINGS.model_copy(update={"epochs": 2, "checkpoint_seconds": 1e-6})
 
@@ -88,6 +89,37 @@ def test_transformers_students_train_through_the_same_call(tmp_path: Path, name:
     report = train(painted(), name, tmp_path / "out", settings)
     assert report.steps == 3
     assert load_student(tmp_path / "out", "cpu").classes == CLASSES
+
+
+def test_batches_of_other_sides_come_until_the_calm_end(tmp_path: Path, monkeypatch) -> None:
+    seen: list[tuple[float, int]] = []
+    look = Views.__call__
+
+    def watched(self, items):
+        batch = look(self, items)
+        seen.append((self.budget.share, batch["images"].shape[-1]))
+        assert batch["images"].shape[-1] == batch["images"].shape[-2]
+        return batch
+
+    monkeypatch.setattr(Views, "__call__", watched)
+    settings = SETTINGS.model_copy(update={"size": 128, "epochs": 8, "multi_scale": 0.3, "calm": 0.25})
+    train(painted(), "fcos-resnet", tmp_path / "out", settings)
+    assert {side for share, side in seen if share <= 0.75} == {96, 128, 160}
+    assert {side for share, side in seen if share > 0.75} == {128}
+    assert restore(tmp_path / "out")[0].size == 128
+
+
+def test_sides_are_whole_cells_around_the_size() -> None:
+    assert sides(320, 0.25) == [256, 288, 320, 352, 384]
+    assert sides(160, 0.1) == [160]
+    assert sides(64, 0.5) == [64, 96]
+
+
+def test_a_side_that_the_student_cannot_see_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    student = f"hf:{tiny_detr(tmp_path / 'rf', 'rf_detr', windows=4)}"
+    settings = TrainSettings(size=128, epochs=1, batch=8, evaluations=0, multi_scale=0.5)
+    with pytest.raises(BadInput, match="cannot see images of 96 px"):
+        train(painted(), student, tmp_path / "out", settings)
 
 
 def routed(sample, *routes) -> Detections:
