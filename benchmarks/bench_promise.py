@@ -24,7 +24,8 @@ import numpy as np
 from PIL.Image import Image
 
 from benchmarks.bench_memory import Once
-from distill.labeller import Labelled, Labeller, PrelabelSettings, fit_labeller
+from distill.gold import fit_labeller
+from distill.labeller import Labelled, Labeller, PrelabelSettings
 from distill.ontology import Ontology
 from distill.teacher import Dense, look
 from evals.calibration import ece

@@ -7,13 +7,8 @@ Shape letters: M images, B images of one call, S input side.
 
 from __future__ import annotations
 
-import logging
-import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +19,11 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.parity import BATCHES, FLOOR, SURE, Parity, ParityFailed, Tolerance, compare
+from distill.parity import BATCHES, Parity, ParityFailed, Tolerance, compare
 from distill.parting import first_difference, float_layers, worst_layers
+from distill.quantise import CALIBRATION, Accuracy, Format, as_openvino, quantised, quiet, torch_run
 from distill.students import SAMPLES, DenseStudent, Student, restore, start
 from distill.tuned import on_gold
-from evals.detection import evaluate
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.detections import Detections, FloatArray
@@ -38,18 +33,14 @@ from foveal.detectors import (
     OPENVINO,
     DetectorCard,
     ExportedDetector,
-    decode,
     load_onnx,
     load_openvino,
     stretched,
 )
-from foveal.errors import BadImage, BadInput, FovealError
+from foveal.errors import BadImage, BadInput
 from foveal.models import ModelRef
 from foveal.progress import Progress, track
 
-Format = Literal["onnx", "openvino"]
-CALIBRATION = 200  # images that set the INT8 ranges
-RANKED = 60  # images on which layers are ranked by the harm that quantising them does
 # Images compared: three rounds of batches 1, 3, 7, and enough for a stable mAP50.
 CHECKED = {"fp32": 33, "fp16": 33, "int8": 200}
 DYNAMO = ("rf_detr", "lw_detr")  # the legacy exporter lacks their antialiased resize; the others want the legacy one
@@ -62,7 +53,6 @@ DYNAMIC: dict[str, dict[str, dict[int, str]]] = {
         "scores": {0: "batch", 1: "cells"},
     },
 }
-MOST_KEPT = 16  # layers that may stay in fp32 before a network counts as one that cannot be quantised
 
 
 class ExportReport(BaseModel):
@@ -143,7 +133,7 @@ def export(
             _seal(staging, out, manifest, to, precision, opset, None, parity=None, data=int8)
             exported = load(ModelRef(to, str(staging)))
             parity = compare(
-                _torch_run(net), exported.raw, pixels, net.classes, net.nms_iou, int8=int8 is not None, truth=truth,
+                torch_run(net), exported.raw, pixels, net.classes, net.nms_iou, int8=int8 is not None, truth=truth,
                 tolerance=tolerance,
             )  # fmt: skip
             if progress is not None:
@@ -151,12 +141,12 @@ def export(
             return exported, parity
 
         plain = _to_onnx(net, opset)
-        model = plain if int8 is None else _quantised(plain, to, calibration, net)
+        model = plain if int8 is None else quantised(plain, to, calibration, net)
         exported, parity = judged(model)
         kept: list[str] | None = [] if int8 is not None else None
         if not parity.passed and int8 is not None:
             whole = float_layers(model)
-            model = _quantised(plain, to, calibration, net, _Judged.of(net, pixels, truth, tolerance or Tolerance()))
+            model = quantised(plain, to, calibration, net, Accuracy.of(net, pixels, truth, tolerance or Tolerance()))
             exported, parity = judged(model)
             kept = sorted(float_layers(model) - whole)
         if parity.passed and exported.any_size and int8 is None:
@@ -278,17 +268,8 @@ def _at_another_size(
     """The parity, failed where a form that leaves the side open differs from its source at another one."""
     side = net.size + 32
     again = F.interpolate(torch.from_numpy(pixels[: sum(BATCHES)]), (side, side), mode="bilinear").numpy()
-    other = compare(_torch_run(net), exported.raw, again, net.classes, net.nms_iou, int8=False, tolerance=tolerance)
+    other = compare(torch_run(net), exported.raw, again, net.classes, net.nms_iou, int8=False, tolerance=tolerance)
     return parity if other.passed else other.model_copy(update={"reason": f"at {side} px {other.reason}"})
-
-
-def _torch_run(net: Student) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
-    def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
-        with torch.inference_mode():
-            boxes, scores = net.predict(torch.from_numpy(images))
-        return boxes.numpy(), scores.numpy()
-
-    return run
 
 
 class _Predict(nn.Module):
@@ -311,7 +292,7 @@ def _to_onnx(net: Student, opset: int) -> Any:
     images = torch.rand(2, 3, net.size, net.size, generator=torch.Generator().manual_seed(0))
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["boxes", "scores"]}
     module = _Predict(net).eval()
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         if net.family in DYNAMO:
             batch = torch.export.Dim("batch", min=1, max=1024)
             program: Any = torch.onnx.export(
@@ -336,76 +317,6 @@ def _to_onnx(net: Student, opset: int) -> Any:
     return onnx.load_from_string(buffer.getvalue())
 
 
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What a quantised form must not lose: mAP50 on images (M, 3, S, S)."""
-
-    net: Student
-    pixels: FloatArray
-    goal: list[Detections]
-    drop: float
-
-    @classmethod
-    def of(cls, net: Student, pixels: FloatArray, truth: list[Detections] | None, tolerance: Tolerance) -> _Judged:
-        if truth is not None:
-            return cls(net, pixels, truth, tolerance.map50_drop)
-        found = cls(net, pixels, [], 0.0).found(_torch_run(net), pixels)
-        return cls(net, pixels, [one[one.scores >= SURE] for one in found], 1 - tolerance.self_map50)
-
-    def found(self, run: Callable[[FloatArray], tuple[FloatArray, FloatArray]], pixels: FloatArray) -> list[Detections]:
-        size = (self.net.size, self.net.size)
-        return [decode(*run(one[None]), [size], self.net.classes, FLOOR, self.net.nms_iou)[0] for one in pixels]
-
-    def __call__(self, model: Any, rows: Iterable[int]) -> tuple[float, None]:
-        """mAP50 on some of the images, as NNCF asks for it: of an ONNX model, or one that OpenVINO has compiled."""
-        chosen = list(rows)
-        found = self.found(_session(model), self.pixels[chosen])
-        return evaluate([self.goal[row] for row in chosen], found)["AP50"] or 0.0, None
-
-
-def _session(model: Any) -> Callable[[FloatArray], tuple[FloatArray, FloatArray]]:
-    import onnx
-
-    if isinstance(model, onnx.ModelProto):
-        import onnxruntime as ort
-
-        session: Any = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        return lambda images: tuple(session.run(["boxes", "scores"], {"images": images}))
-    return lambda images: tuple(np.array(model({"images": images})[name]) for name in ("boxes", "scores"))  # type: ignore[return-value]
-
-
-def _quantised(plain: Any, to: Format, pixels: FloatArray, net: Student, judged: _Judged | None = None) -> Any:
-    """INT8 weights and activations by NNCF's post-training quantisation.
-
-    With `judged`, layers go back to fp32 one by one, the most harmful first, until the drop is small enough.
-    """
-    with _quiet():
-        import nncf
-
-        settings: dict[str, Any] = {
-            "preset": nncf.QuantizationPreset.MIXED,
-            "subset_size": min(CALIBRATION, len(pixels)),
-            "model_type": None if isinstance(net, DenseStudent) else nncf.ModelType.TRANSFORMER,
-        }
-        model = _openvino(plain) if to == "openvino" else plain
-        data = nncf.Dataset([image[None] for image in pixels[:CALIBRATION]], lambda image: {"images": image})
-        if judged is None:
-            return nncf.quantize(model, data, **settings)
-        limits = nncf.AdvancedAccuracyRestorerParameters(max_num_iterations=MOST_KEPT, ranking_subset_size=RANKED)
-        return nncf.quantize_with_accuracy_control(
-            model, data, nncf.Dataset(range(len(judged.pixels))), judged, max_drop=judged.drop,
-            advanced_accuracy_restorer_parameters=limits, **settings,
-        )  # fmt: skip
-
-
-def _openvino(model: Any) -> Any:
-    import io
-
-    import openvino as ov
-
-    return ov.Core().read_model(io.BytesIO(model.SerializeToString()))
-
-
 def _save(model: Any, to: Format, folder: Path, card: DetectorCard) -> None:
     told = card.model_dump_json()
     if to == "onnx":
@@ -417,24 +328,6 @@ def _save(model: Any, to: Format, folder: Path, card: DetectorCard) -> None:
         return
     import openvino as ov
 
-    form = model if isinstance(model, ov.Model) else _openvino(model)
+    form = model if isinstance(model, ov.Model) else as_openvino(model)
     form.set_rt_info(told, [KEY])
     ov.save_model(form, folder / OPENVINO, compress_to_fp16=card.precision == "fp16")
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Exporters warn about themselves; what they get wrong is found by the parity check."""
-    # NNCF draws its progress on stdout, which belongs to the answer.
-    levels = {name: logging.getLogger(name).level for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension")}
-    try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            yield
-    except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
-        raise FovealError(f"this student cannot be exported: {str(error).splitlines()[0]}") from error
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -291,3 +292,36 @@ def _decide(probabilities: Array, calibrator: Calibrator | None, names: Sequence
 def with_crops(found: Candidates, crops: FloatArray) -> Candidates:
     """The candidates with their crops' embeddings (N, D)."""
     return replace(found, crops=crops)
+
+
+def save_banks(banks: Banks, path: Path) -> None:
+    """The exemplars as one .npz file (plain arrays, no pickle)."""
+    arrays: dict[str, Any] = {}
+    for name in ("regions", "crops"):
+        bank: Bank | None = getattr(banks, name)
+        if bank is not None:
+            arrays |= {
+                f"{name}_vectors": bank.vectors,
+                f"{name}_labels": bank.labels,
+                f"{name}_images": np.array(bank.images, dtype=np.str_),
+                f"{name}_ids": np.array(bank.ids, dtype=np.str_),
+            }
+    with path.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def load_banks(path: Path) -> Banks:
+    """The exemplars `save_banks` wrote."""
+    with np.load(path, allow_pickle=False) as arrays:
+
+        def bank(name: str) -> Bank | None:
+            if f"{name}_vectors" not in arrays:
+                return None
+            return Bank(
+                arrays[f"{name}_vectors"],
+                arrays[f"{name}_labels"],
+                tuple(arrays[f"{name}_images"].tolist()),
+                tuple(arrays[f"{name}_ids"].tolist()),
+            )
+
+        return Banks(bank("regions"), bank("crops"))

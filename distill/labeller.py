@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from distill.attributes import AttributeReader, Told
-from distill.judge import (
-    BACKGROUND,
-    Bank,
-    Banks,
-    GoldImage,
-    GoldVerdicts,
-    Judge,
-    Verdicts,
-    fit_judge,
-    gold_exemplars,
-    joined,
-    with_crops,
-)
+from distill.attributes import AttributeReader
+from distill.judge import Banks, Judge, Verdicts, with_crops
 from distill.ontology import Ontology
-from distill.routing import Routing, choose_routing, review_values
+from distill.routing import Routing, review_values
 from distill.teacher import Candidates, DenseDetector, candidates
-from foveal.dataset import Dataset
 from foveal.detections import Attributes, Detections, FloatArray, IntArray, Neighbour, Provenance, pairwise_iou
-from foveal.errors import BadImage, BadInput
 from foveal.masks import box as box_of
 from foveal.masks import encode
 from foveal.models import Encoder, OpenDetector
-from foveal.progress import Progress, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -93,18 +77,6 @@ class Labelled:
     plain_probabilities: FloatArray  # (N,)
     teacher_labels: IntArray  # (N,) the teacher's own best class; `detections.scores` is the score of the judged label
     teacher_scores: FloatArray  # (N,) its score
-
-
-@dataclass(frozen=True, slots=True)
-class GoldSummary:
-    """What the gold set says about the labeller, out of fold."""
-
-    images: int
-    skipped: tuple[tuple[str, str], ...]
-    boxes: int
-    found: int  # of them covered by some candidate, whatever its label
-    with_memory: GoldVerdicts
-    without_memory: GoldVerdicts
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,162 +216,3 @@ def survivors(boxes: FloatArray, verdicts: Verdicts, ontology: Ontology, nms_iou
             keep.append(i)
             alive &= ~((overlap[i] > nms_iou) & same[i])
     return np.array(keep, dtype=np.int64)
-
-
-def fit_labeller(
-    ontology: Ontology,
-    teacher: OpenDetector | DenseDetector,
-    gold: Dataset,
-    memory: Memory | None,
-    settings: PrelabelSettings,
-    progress: Progress | None = None,
-    segmenter: Segmenter | None = None,
-) -> tuple[Labeller, GoldSummary]:
-    """A labeller calibrated on the gold set, and what the gold set says about it.
-
-    Raises:
-        BadInput: the gold set is empty, unlabelled, or has no box of the ontology's classes.
-    """
-    check_gold(gold, ontology)
-    looked: list[GoldImage] = []
-    skipped: list[tuple[str, str]] = []
-    told: list[Told] = []
-    schema = ontology.schema_of_attributes
-    if schema and memory is None:
-        raise BadInput("attributes are read with the memory's encoder", remedy="Give a memory, or take them out.")
-    for sample in track(progress, gold, "calibrate on gold", len(gold)):
-        if sample.truth is None:
-            skipped.append((sample.id, "no labels"))
-            continue
-        try:
-            image = sample.image()
-        except BadImage as error:
-            skipped.append((sample.id, str(error)))
-            continue
-        looked.append(GoldImage(sample.id, see(teacher, [image], ontology, memory, settings)[0], sample.truth))
-        if schema and memory is not None and sample.truth.attributes is not None:
-            crops = memory.embed(image, sample.truth.boxes)
-            told += map(Told, [sample.id] * len(crops), sample.truth.label_names, crops, sample.truth.attributes)
-    names = ontology.names
-    banks = Banks(
-        gold_exemplars(looked, names, "features"),
-        joined(remembered(memory, names), gold_exemplars(looked, names, "crops")) if memory is not None else None,
-    )
-    if not sum(len(g.found) for g in looked):
-        raise BadInput(
-            f"the teacher finds nothing in the {len(looked)} gold images",
-            remedy="Lower `threshold`, reword the prompts or take another teacher.",
-        )
-    judge, verdicts = fit_judge(looked, names, banks, regions=True, crops=True)
-    plain, plain_verdicts = fit_judge(looked, names, banks, regions=False, crops=False)
-    verdicts = _surviving(verdicts, looked, ontology, settings)
-    routing = choose_routing(
-        verdicts,
-        ontology,
-        target=settings.target_precision,
-        confidence=settings.confidence,
-        review=settings.review_from,
-    )
-    reader = None
-    if schema and memory is not None:
-        reader = AttributeReader.fit(ontology, memory.encoder, told, settings.target_precision, settings.confidence)
-    model = f"{getattr(teacher, 'name', 'teacher')}@{getattr(teacher, 'fingerprint', '')[:12]}"
-    covered = sum(
-        int((pairwise_iou(g.truth.boxes, g.found.boxes).max(axis=1, initial=0.0) >= 0.5)[known].sum())
-        for g in looked
-        if (known := np.isin(g.truth.label_names, names)).any()
-    )
-    summary = GoldSummary(
-        len(looked),
-        tuple(skipped),
-        verdicts.truth_boxes,
-        covered,
-        verdicts,
-        _surviving(plain_verdicts, looked, ontology, settings),
-    )
-    labeller = Labeller(
-        ontology, teacher, memory, settings, banks, judge, plain, routing, "labeller", model, reader, segmenter
-    )
-    return labeller, summary
-
-
-def check_gold(gold: Dataset, ontology: Ontology) -> None:
-    """Raise `BadInput` where a gold set cannot calibrate anything."""
-    if not len(gold):
-        raise BadInput("the gold set is empty", expected="30 to 200 labelled images")
-    wanted = set(ontology.names)
-    if not wanted & set(gold.classes):
-        raise BadInput(
-            "the gold set has none of the ontology's classes",
-            expected=", ".join(ontology.names),
-            received=", ".join(gold.classes) or "no classes",
-            remedy="Use the same class names in both.",
-        )
-    if not any(name in wanted for s in gold if s.truth is not None for name in s.truth.label_names):
-        raise BadInput("the gold set has no box of the ontology's classes", expected="labelled images")
-
-
-def remembered(memory: Memory | None, names: Sequence[str]) -> Bank | None:
-    """The memory's exemplars as a bank over `names`; crops of other classes speak for background."""
-    if memory is None:
-        return None
-    vectors, labels, images, ids = memory.exemplars()
-    if not len(vectors):
-        return None
-    index = {name: k for k, name in enumerate(names)}
-    numbers = np.array([index.get(label, BACKGROUND) if label is not None else BACKGROUND for label in labels])
-    return Bank(np.asarray(vectors, dtype=np.float32), numbers.astype(np.int64), tuple(images), tuple(ids))
-
-
-def _surviving(
-    verdicts: GoldVerdicts, gold: Sequence[GoldImage], ontology: Ontology, settings: PrelabelSettings
-) -> GoldVerdicts:
-    """The verdicts on those gold boxes that labelling would have kept."""
-    rows: list[int] = []
-    start = 0
-    for image in gold:
-        mine = slice(start, start + len(image.found))
-        here = Verdicts(verdicts.labels[mine], verdicts.probabilities[mine])
-        rows += (start + survivors(image.found.boxes, here, ontology, settings.nms_iou)).tolist()
-        start += len(image.found)
-    keep = np.array(sorted(rows), dtype=np.int64)
-    return replace(
-        verdicts,
-        labels=verdicts.labels[keep],
-        probabilities=verdicts.probabilities[keep],
-        correct=verdicts.correct[keep],
-        images=verdicts.images[keep],
-    )
-
-
-def save_banks(banks: Banks, path: Path) -> None:
-    """The exemplars as one .npz file (plain arrays, no pickle)."""
-    arrays: dict[str, Any] = {}
-    for name in ("regions", "crops"):
-        bank: Bank | None = getattr(banks, name)
-        if bank is not None:
-            arrays |= {
-                f"{name}_vectors": bank.vectors,
-                f"{name}_labels": bank.labels,
-                f"{name}_images": np.array(bank.images, dtype=np.str_),
-                f"{name}_ids": np.array(bank.ids, dtype=np.str_),
-            }
-    with path.open("wb") as stream:
-        np.savez(stream, **arrays)
-
-
-def load_banks(path: Path) -> Banks:
-    """The exemplars `save_banks` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-
-        def bank(name: str) -> Bank | None:
-            if f"{name}_vectors" not in arrays:
-                return None
-            return Bank(
-                arrays[f"{name}_vectors"],
-                arrays[f"{name}_labels"],
-                tuple(arrays[f"{name}_images"].tolist()),
-                tuple(arrays[f"{name}_ids"].tolist()),
-            )
-
-        return Banks(bank("regions"), bank("crops"))

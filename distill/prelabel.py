@@ -12,34 +12,23 @@ import hashlib
 import json
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from distill.attributes import AttributeReader
-from distill.judge import Judge
-from distill.labeller import (
-    GoldSummary,
-    Labeller,
-    Memory,
-    PrelabelSettings,
-    check_gold,
-    fit_labeller,
-    load_banks,
-    save_banks,
-)
+from distill.gold import check_gold, fit_labeller
+from distill.judge import Judge, load_banks, save_banks
+from distill.labeller import Labeller, Memory, PrelabelSettings
 from distill.ontology import Ontology
+from distill.outcome import REPORT, PrelabelReport, gold_report, load_report, report_of
 from distill.parts import MEMORY, Parts
 from distill.prelabels import RECORDS, load_prelabels, write_prelabels
-from distill.records import Chunks, RecordFile
+from distill.records import Chunks
 from distill.routing import Routing
 from distill.teacher import DenseDetector
 from distill.workers import Done, Load, Work, in_turn
-from evals.calibration import adaptive_ece, brier, ece
-from evals.detection import sweep
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.errors import BadInput, IntegrityError
@@ -49,39 +38,9 @@ from foveal.segmenters import Segmenter
 
 __all__ = ["PrelabelReport", "PrelabelSettings", "load_prelabels", "load_report", "prelabel"]
 
-CALIBRATION, BANKS, REPORT = "calibration.json", "banks.npz", "prelabel.json"
+CALIBRATION, BANKS = "calibration.json", "banks.npz"
 COST_SECONDS = 10.0  # between two lines about what a job costs
 Loaded = tuple[OpenDetector | DenseDetector, Memory | None, Segmenter | None]
-
-
-@dataclass(frozen=True, slots=True)
-class PrelabelReport:
-    """What a labelling job did, and what the gold set lets one expect of it."""
-
-    out: str
-    job: str  # sha256 over everything that decides the result
-    images: int
-    skipped: list[list[str]]  # [image id, why]
-    boxes: dict[str, int]  # accept, review, reject
-    classes: dict[str, dict[str, int]]  # the same, a class
-    expected_precision: float | None  # mean calibrated probability of the accepted boxes
-    target_precision: float
-    confidence: float | None
-    proven: bool  # the gold set proves the target at that confidence
-    warnings: list[str]
-    gold: dict[str, Any]  # what it holds, and precision, recall and calibration measured on it
-    seconds: float
-    images_per_second: float
-    cost: float | None = None  # of these seconds, where a price was given
-
-    @property
-    def total_boxes(self) -> int:
-        """All boxes written."""
-        return sum(self.boxes.values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def prelabel(
@@ -138,7 +97,7 @@ def prelabel(
         _run(chunks, source, load, through, price, progress)
         with artifacts.staged(out) as folder:
             records = chunks.join(folder / RECORDS)
-            report = _report(records, out, job, source, labeller, gold_report, time.perf_counter() - began, price)
+            report = report_of(records, out, job, source, labeller, gold_report, time.perf_counter() - began, price)
             write_prelabels(folder, source, records, labeller.classes, ontology)
             for name in (CALIBRATION, BANKS):
                 shutil.copyfile(work / name, folder / name)
@@ -163,18 +122,6 @@ def prelabel(
             )
     shutil.rmtree(work)
     return report
-
-
-def load_report(out: str | Path) -> PrelabelReport:
-    """The report of a finished job.
-
-    Raises:
-        BadInput: `out` is not the folder of one.
-    """
-    path = Path(out) / REPORT
-    if not path.is_file():
-        raise BadInput(f"{out} holds no pre-labels", expected=f"a folder with {REPORT}, as `foveal prelabel` writes")
-    return PrelabelReport(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory: Memory | None) -> Labeller:
@@ -311,34 +258,6 @@ def _restored(
     return labeller, data["gold"]
 
 
-def gold_report(summary: GoldSummary, routing: Routing) -> dict[str, Any]:
-    """The gold set's own figures: calibration, precision and recall out of fold, with the memory and without."""
-    result: dict[str, Any] = {
-        "images": summary.images,
-        "skipped": [list(item) for item in summary.skipped],
-        "boxes": summary.boxes,
-        "found_by_teacher": summary.found / summary.boxes if summary.boxes else None,
-    }
-    for name, gold in (("with_memory", summary.with_memory), ("without_memory", summary.without_memory)):
-        curve = sweep(gold.probabilities, gold.correct, gold.truth_boxes)
-        result[name] = {
-            "average_precision": curve.average_precision,
-            "precision_at_recall": {str(r): curve.precision_at_recall(r) for r in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)},
-            "ece": ece(gold.probabilities, gold.correct),
-            "adaptive_ece": adaptive_ece(gold.probabilities, gold.correct),
-            "brier": brier(gold.probabilities, gold.correct),
-        }
-    correct = sum(c.correct for c in routing.choices)
-    accepted = sum(c.accepted for c in routing.choices)
-    result["accepted"] = {
-        "boxes": accepted,
-        "precision": correct / accepted if accepted else None,
-        "recall": correct / summary.boxes if summary.boxes else None,
-        "lower_bounds": [c.lower_bound for c in routing.choices],
-    }
-    return result
-
-
 def _loaded(work: Path, ontology: Ontology, settings: PrelabelSettings, parts: Callable[[], Loaded]) -> Labeller:
     """The calibrated labeller of the job in `work`, in a process of its own."""
     teacher, memory, segmenter = parts()
@@ -371,48 +290,3 @@ def _run(
                 progress.note(f"cost {spent:.4g} so far, about {spent * (left - done) / done:.4g} to go")
     if progress is not None:
         progress.finish()
-
-
-def _report(
-    records: RecordFile,
-    out: Path,
-    job: str,
-    source: Dataset,
-    labeller: Labeller,
-    gold: dict[str, Any],
-    seconds: float,
-    price: float | None,
-) -> PrelabelReport:
-    skipped = [[str(path), why] for path, why in getattr(source, "skipped", ())]
-    routes: Counter[str] = Counter()
-    classes = {name: Counter[str]() for name in labeller.classes}
-    sure, images = 0.0, 0
-    for record in records:
-        if "error" in record:
-            skipped.append([record["image"], record["error"]])
-            continue
-        images += 1
-        for box in record["boxes"]:
-            routes[box["route"]] += 1
-            classes[box["label"]][box["route"]] += 1
-            sure += box["probability"] if box["route"] == "accept" else 0.0
-    if not images:
-        raise BadInput("no image of the source can be read", received=skipped[0][1] if skipped else None)
-    order = ("accept", "review", "reject")
-    return PrelabelReport(
-        out=str(out),
-        job=job,
-        images=images,
-        skipped=skipped,
-        boxes={r: routes[r] for r in order},
-        classes={name: {r: counts[r] for r in order} for name, counts in classes.items()},
-        expected_precision=sure / routes["accept"] if routes["accept"] else None,
-        target_precision=labeller.settings.target_precision,
-        confidence=labeller.settings.confidence,
-        proven=labeller.routing.proven,
-        warnings=[*labeller.routing.warnings, *(labeller.reader.warnings if labeller.reader else ())],
-        gold=gold,
-        seconds=seconds,
-        images_per_second=images / seconds,
-        cost=None if price is None else price * seconds / 3600,
-    )

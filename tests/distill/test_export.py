@@ -119,7 +119,7 @@ def test_the_layer_where_a_damaged_form_parts_is_named(tmp_path: Path, monkeypat
 
 def test_int8_that_costs_too_much_is_not_written(tmp_path: Path, monkeypatch) -> None:
     source, _ = trained()
-    honest = exporting._quantised
+    honest = exporting.quantised
 
     def blind(plain, *args):
         import onnx
@@ -131,7 +131,7 @@ def test_int8_that_costs_too_much_is_not_written(tmp_path: Path, monkeypatch) ->
                 tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         return model
 
-    monkeypatch.setattr(exporting, "_quantised", blind)
+    monkeypatch.setattr(exporting, "quantised", blind)
     with pytest.raises(ParityFailed, match=r"mAP50 fell.*quantising moves these most: \S*Conv \(\d+%\)"):
         export(source, tmp_path / "int8", int8=painted())
     assert list(tmp_path.iterdir()) == []
@@ -332,16 +332,17 @@ def test_one_file_sees_any_size(tmp_path: Path) -> None:
         load_detector(f"onnx:{tmp_path / 'onnx'}", size=100)
 
 
+@pytest.mark.slow
 def test_layers_that_cost_too_much_go_back_to_fp32(tmp_path: Path) -> None:
     source, _ = trained()
     net, _ = restore(source)
     plain = exporting._to_onnx(net, 17)
     pixels = np.stack([stretched(sample.image(), net.size) for sample in painted()])
-    judged = exporting._Judged(net, pixels, [], 0.0)
-    said = judged.found(exporting._torch_run(net), pixels)  # every weak guess of the source too: rounding loses some
-    judged = exporting._Judged(net, pixels, said, 0.0)
-    whole = float_layers(exporting._quantised(plain, "onnx", pixels, net))
-    assert float_layers(exporting._quantised(plain, "onnx", pixels, net, judged)) > whole
+    judged = exporting.Accuracy(net, pixels, [], 0.0)
+    said = judged.found(exporting.torch_run(net), pixels)  # every weak guess of the source too: rounding loses some
+    judged = exporting.Accuracy(net, pixels, said, 0.0)
+    whole = float_layers(exporting.quantised(plain, "onnx", pixels, net))
+    assert float_layers(exporting.quantised(plain, "onnx", pixels, net, judged)) > whole
     with pytest.raises(ParityFailed, match="mAP50 fell"):
         export(source, tmp_path / "int8", int8=painted(), tolerance=Tolerance(map50_drop=-1.0))
     assert list(tmp_path.iterdir()) == []

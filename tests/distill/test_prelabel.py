@@ -18,7 +18,7 @@ from PIL import Image
 
 from distill.archive_source import open_source
 from distill.audit import compare_verification, measure
-from distill.labeller import fit_labeller
+from distill.gold import fit_labeller
 from distill.ontology import Ontology
 from distill.prelabel import PrelabelSettings, load_labeller, load_prelabels, load_report, prelabel
 from distill.records import Chunks
@@ -386,6 +386,8 @@ def test_a_teacher_that_fires_everywhere_is_held_back(scenes: tuple[Dataset, Dat
         assert (found.boxes[:, 2:] <= [sample.width, sample.height]).all()
         assert ((found.boxes[:, 2:] - found.boxes[:, :2]) >= 1).all()
     assert report.boxes["accept"] <= 12
+    assert report.gold["full_images"] == 12
+    assert "16 boxes or more" in report.warnings[-1]
     assert measure(tmp_path / "out", hidden).images == 12
 
 

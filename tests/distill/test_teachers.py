@@ -12,7 +12,8 @@ from PIL import Image
 from PIL.Image import Transpose
 
 from distill.fusion import Ensemble, fused
-from distill.labeller import PrelabelSettings, fit_labeller
+from distill.gold import fit_labeller
+from distill.labeller import PrelabelSettings
 from distill.ontology import Ontology
 from distill.remote import RemoteDetector
 from distill.teacher import Dense, candidates
