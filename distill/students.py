@@ -163,7 +163,6 @@ STUDENTS: dict[str, Recipe] = {
     "rt-detrv2-r18": Recipe(partial(_scratch, detr.RTDETR_R18), 160, 3e-4, 8),
 }
 HUB = Recipe(_hub, 640, 1e-4, 8)
-DEFAULT = "fcos-resnet"
 
 
 def recipe(name: str) -> Recipe:

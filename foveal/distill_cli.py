@@ -169,8 +169,8 @@ def distill(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Pre-labels, or any labelled dataset.")],
     out: OutDir,
     student: Annotated[
-        str, typer.Option(metavar="NAME", help="Student architecture, or hf:org/model.")
-    ] = "fcos-mobilenet",
+        str, typer.Option(metavar="NAME", help="Architecture, hf:org/model, or an earlier student's folder.")
+    ] = "fcos-resnet",
     gold: Annotated[str | None, typer.Option(metavar="SOURCE", help="Labelled set to stop early on.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Each student helps to label for the next; needs --gold.")] = 1,
     config: Config = None,
@@ -181,7 +181,7 @@ def distill(
 ) -> None:
     """Train a compact student detector.
 
-    Example: foveal distill runs/prelabels --student fcos-mobilenet --out runs/student --set max_seconds=120
+    Example: foveal distill runs/prelabels --out runs/student --set max_seconds=120 --gold gold/
     """
     from distill.train import TrainSettings, train, training_set
     from foveal.config import load
@@ -208,6 +208,9 @@ def export(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder to write; else beside MODEL.")] = None,
     to: Annotated[Literal["onnx", "openvino", "tensorrt"], typer.Option(help="Runtime to export for.")] = "onnx",
     int8: Annotated[str | None, typer.Option(metavar="DATA", help="Quantise, calibrating on these images.")] = None,
+    check: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Images to compare on; else those kept with the student.")
+    ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Weights in half the bytes (openvino, tensorrt).")] = False,
     gold: Annotated[
         str | None, typer.Option(metavar="DATA", help="Labelled images that set threshold and calibration.")
@@ -236,7 +239,8 @@ def export(
     form = "openvino" if to == "openvino" else "onnx"
     folder = out.with_name(f"{out.name}-onnx") if to == "tensorrt" else out
     report = run(
-        model, folder, form, int8=quantise, fp16=fp16 and to == "openvino", gold=Dataset.open(gold) if gold else None,
+        model, folder, form, int8=quantise, fp16=fp16 and to == "openvino",
+        check=Dataset.open(check) if check else None, gold=Dataset.open(gold) if gold else None,
         target_precision=target, classes=named, size=size, progress=progress,
     )  # fmt: skip
     if to == "tensorrt":

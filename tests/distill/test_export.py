@@ -27,7 +27,8 @@ from foveal.detections import Detections
 from foveal.detectors import stretched
 from foveal.errors import BadInput, FovealError, Unavailable
 from foveal.models import load_detector
-from tests.distill.tiny_student import painted, trained
+from tests.command import foveal
+from tests.distill.tiny_student import SETTINGS, painted, trained
 from tests.tiny import tiny_detr
 
 
@@ -57,6 +58,17 @@ def test_transformer_backbones_export_too(tmp_path: Path, family: str, to: str) 
     report = export(tmp_path / "student", tmp_path / "out", to)
     assert report.parity.passed
     assert len(load_detector(f"{to}:{tmp_path / 'out'}").detect([painted()[0].image()], threshold=0.0)[0])
+
+
+def test_a_student_that_kept_no_images_is_checked_on_those_given(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 1, "samples": 0})
+    train(painted(), "fcos-resnet", tmp_path / "student", settings)
+    args = ["export", str(tmp_path / "student"), "--json"]
+    assert "--check DATA" in foveal(*args).err
+    images = str(painted()[0].path.parent)
+    told = foveal(*args, "--check", images)
+    assert told.code == 0
+    assert told.json["parity"]["images"] == 24
 
 
 def test_int8_keeps_map_and_is_smaller(tmp_path: Path) -> None:
