@@ -13,6 +13,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,18 +125,24 @@ def prelabel(
     return report
 
 
-def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory: Memory | None) -> Labeller:
+def load_labeller(out: str | Path, parts: Callable[[], Loaded] | None = None, registry: Path | None = None) -> Labeller:
     """The labeller of a finished job, to label more images the same way.
 
+    Args:
+        parts: loads teacher, memory and segmenter; None: as the job recorded them.
+        registry: of registered teachers.
+
     Raises:
-        BadInput: `out` is not the folder of a job, or it ran with another teacher or memory.
+        BadInput: `out` is no job's folder, does not say what labelled it, or ran with another teacher or memory.
         IntegrityError: a file differs from the manifest.
+        UnknownName, Unavailable: a model is no longer there.
     """
     out = Path(out)
     manifest = artifacts.read(out)
     if manifest.kind != "prelabels":
         raise BadInput(f"{out} is {manifest.kind}", expected="a folder that `foveal prelabel` wrote")
-    labeller, _ = _restored(out, ontology_of(manifest), teacher, memory, settings_of(manifest))
+    teacher, memory, segmenter = (parts or Parts.of(out, registry))()
+    labeller, _ = _restored(out, ontology_of(manifest), teacher, memory, settings_of(manifest), segmenter)
     if labeller.fingerprint not in manifest.parents or (
         memory is not None and memory.fingerprint not in manifest.parents
     ):
@@ -144,7 +151,7 @@ def load_labeller(out: str | Path, teacher: OpenDetector | DenseDetector, memory
             expected=", ".join(manifest.parents),
             received=", ".join([labeller.fingerprint, *([memory.fingerprint] if memory else [])]),
         )
-    return labeller
+    return replace(labeller, name=f"prelabels:{out}")
 
 
 def settings_of(manifest: artifacts.Manifest) -> PrelabelSettings:

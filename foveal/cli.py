@@ -147,6 +147,15 @@ def serve(
         str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
     ] = None,
     vlm: Annotated[str | None, typer.Option(metavar="REF", help="Model that answers questions.")] = None,
+    prelabels: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
+    ] = None,
+    label_studio: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="Host that tasks' pictures may lie on; repeatable.")
+    ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
@@ -157,9 +166,12 @@ def serve(
 
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
+    from distill.prelabel import load_labeller
     from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
+    from retrieval.sources_web import Web
     from serve.app import create_app
+    from serve.label_studio import Pictures
     from serve.server import serve as run
 
     opened = Archive.open(archive) if archive else None
@@ -169,6 +181,8 @@ def serve(
         detector=load_detector(detector, registry) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
         vlm=load_vlm(vlm) if vlm else None,
+        labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
+        pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         demo=demo,
     )
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,9 +42,11 @@ class Web:
 
     allow: Collection[str]
     public: Callable[[str], bool] = field(default=is_public)  # tests serve from 127.0.0.1
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])  # sent to every host, such as a key
 
     def __getstate__(self) -> dict[str, object]:
-        return {"allow": self.allow, "public": self.public}  # another process makes connections of its own
+        # Another process makes connections of its own.
+        return {"allow": self.allow, "public": self.public, "headers": self.headers}
 
     def check(self, url: str) -> httpx.URL:
         """The parsed URL.
@@ -79,7 +81,7 @@ class Web:
 
         parsed = self.check(url)
         address = self._resolve(parsed)
-        headers = {"Host": parsed.netloc.decode("ascii"), "Accept": "image/*,*/*;q=0.1"}
+        headers = {"Host": parsed.netloc.decode("ascii"), "Accept": "image/*,*/*;q=0.1", **self.headers}
         request = self._client.build_request(
             "GET",
             parsed.copy_with(host=address),

@@ -16,12 +16,14 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from distill.labeller import Labeller
 from foveal import __version__
 from foveal.errors import BadInput
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
 from serve.engine import Engine, Limits, Model, kind_of
+from serve.label_studio import Pictures, backend
 from serve.metrics import Metrics
 from serve.routes import api
 
@@ -35,17 +37,20 @@ def create_app(
     detector: Detector | None = None,
     open_detector: OpenDetector | None = None,
     vlm: VisionLanguageModel | None = None,
+    labeller: Labeller | None = None,
     models: Mapping[str, Model] | None = None,
     limits: Limits | None = None,
+    pictures: Pictures | None = None,
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
 
     Args:
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
-        encoder, detector, open_detector, vlm: served as `encoder`, `detector`, `open-detector` and `vlm`, the default
-            of its kind.
+        encoder, detector, open_detector, vlm, labeller: served as `encoder`, `detector`, `open-detector`, `vlm` and
+            `labeller`, the default of its kind.
         models: further models of any kind, by the name that requests use.
+        pictures: where Label Studio's tasks may have their pictures fetched from; None: nowhere.
         demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
@@ -53,7 +58,13 @@ def create_app(
         FingerprintMismatch: an archive was built with an encoder that is not here.
     """
     named: dict[str, Model] = {}
-    given = (("encoder", encoder), ("detector", detector), ("open-detector", open_detector), ("vlm", vlm))
+    given = (
+        ("encoder", encoder),
+        ("detector", detector),
+        ("open-detector", open_detector),
+        ("vlm", vlm),
+        ("labeller", labeller),
+    )
     for name, model in given:
         if model is not None:
             named[name] = model
@@ -88,6 +99,7 @@ def create_app(
     app.state.engine = engine
     middleware.install(app, metrics, limits.body_bytes)
     app.include_router(api(engine))
+    app.include_router(backend(engine, pictures or Pictures()))
     _operations(app, engine, metrics)
     if demo:
         from serve.demo import mount

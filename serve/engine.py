@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 
+from distill.labeller import Labelled, Labeller
 from foveal.detections import Detections, FloatArray
 from foveal.errors import BadImage, BadInput, FingerprintMismatch
 from foveal.images import decode
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
     from serve.metrics import Metrics
 
 T = TypeVar("T")
-Model = Encoder | Detector | OpenDetector | VisionLanguageModel
-Kind = Literal["encoder", "detector", "open-detector", "vlm"]
+Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller
+Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
+OPTIONS = {"labeller": "prelabels"}  # what an option of `foveal serve` is called where it is not the kind
 COLUMNS = ("id", "uri", "content_hash", "width", "height", "metadata")
 WHERE = re.compile(r"where (?:is|are) (?:(?:the|an?) )?(?P<phrase>[^?]+?) ?\??", re.IGNORECASE)
 ITEM_ID = re.compile(r"[0-9a-f]{1,64}")
@@ -83,7 +85,10 @@ class Answer:
 
 
 def kind_of(model: Model) -> Kind:
-    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts) or `vlm` (answers in words)."""
+    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts), `vlm` (answers in words) or
+    `labeller` (a labelling job's judgement of each box)."""
+    if hasattr(model, "label"):
+        return "labeller"
     if hasattr(model, "answer"):
         return "vlm"
     if hasattr(model, "encode_images"):
@@ -142,7 +147,8 @@ class Engine:
                 return key, model
         what = kind.replace("-", " ")
         if not choices:
-            raise NotFound(f"this server has no {what}", remedy=f"Start it with one: foveal serve --{kind} REF")
+            option = OPTIONS.get(kind, kind)
+            raise NotFound(f"this server has no {what}", remedy=f"Start it with one: foveal serve --{option} REF")
         raise NotFound(f"no {what} {name!r}", expected=f"one of {', '.join(choices)}")
 
     def archive(self, name: str | None = None) -> tuple[str, Archive]:
@@ -219,6 +225,12 @@ class Engine:
         found: list[Detections] = await self._run("detect", self._lanes[name], call)
         return name, found[0]
 
+    async def prelabel(self, image: Image, *, model: str | None = None) -> tuple[str, Labelled]:
+        """(name of the labeller, the image's judged boxes, most probable first)."""
+        name, labeller = self.model("labeller", model)
+        found: list[Labelled] = await self._run("prelabel", self._lanes[name], labeller.label, [image])
+        return name, found[0]
+
     async def ask(self, image: Image, question: str, *, model: str | None = None) -> Answer:
         """One question about one picture; "where is the ..." is answered with boxes, in the way the model writes them.
 
@@ -270,7 +282,7 @@ class Engine:
             call: Callable[[], Any]
             if kind == "encoder":
                 call = functools.partial(_both, cast(Encoder, model), grey)
-            elif kind == "detector":
+            elif kind in ("detector", "labeller"):
                 call = functools.partial(cast(Detector, model).detect, [grey])
             elif kind == "vlm":
                 call = functools.partial(cast(VisionLanguageModel, model).answer, grey, "what is this", 2)

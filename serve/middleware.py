@@ -25,6 +25,7 @@ from serve.engine import NotFound, TooLarge
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
+LIMITED = ("/v1/", "/label-studio/")  # what has a limit on its body; pages of the demo have their own
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 # The first class that an error is an instance of decides its status.
 STATUS: tuple[tuple[type[FovealError], int], ...] = (
@@ -140,7 +141,7 @@ class _Surroundings:
         headers = {name: value for name, value in scope["headers"]}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        api = scope["path"].startswith("/v1/")
+        api = scope["path"].startswith(LIMITED)
         status, began, seen = 500, time.perf_counter(), 0
 
         async def counted() -> Message:

@@ -1,44 +1,49 @@
-"""The HTTP API under /v1: search, detect, embeddings, and what there is to ask."""
+"""The HTTP API under /v1: search, detect, prelabel, embeddings, and what there is to ask."""
 
 from __future__ import annotations
 
 import base64
 import time
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import anyio
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
+from foveal.detections import Detections
 from foveal.errors import BadInput
 from retrieval.query import SearchQuery
 from serve import schemas
 from serve.engine import Engine, Item, kind_of
 from serve.middleware import BadRequest
-from serve.wire import THUMBNAIL_SIDES, Thumbnails, detect_request, unpack
+from serve.wire import THUMBNAIL_SIDES, Thumbnails, image_request, unpack
 
-DETECT_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": schemas.DetectRequest.model_json_schema()},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "image_id": {"type": "string"},
-                        "prompts": {"type": "array", "items": {"type": "string"}},
-                        "threshold": {"type": "number", "minimum": 0, "maximum": 1, "default": 0.3},
-                        "model": {"type": "string"},
-                        "archive": {"type": "string"},
-                    },
-                }
-            },
-        },
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def body(kind: type[schemas.ImageRequest], **form: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI description of a request about one image, as JSON or as a form with these further fields."""
+    fields = {
+        "image": {"type": "string", "format": "binary"},
+        "image_id": {"type": "string"},
+        "archive": {"type": "string"},
+        "model": {"type": "string"},
     }
-}
+    content = {
+        "application/json": {"schema": kind.model_json_schema()},
+        "multipart/form-data": {"schema": {"type": "object", "properties": {**fields, **form}}},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+DETECT_BODY = body(
+    schemas.DetectRequest,
+    prompts={"type": "array", "items": {"type": "string"}},
+    threshold={"type": "number", "minimum": 0, "maximum": 1, "default": 0.3},
+)
 
 
 def api(engine: Engine) -> APIRouter:
@@ -86,11 +91,8 @@ def api(engine: Engine) -> APIRouter:
 
     @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)
     async def detect(request: Request) -> schemas.DetectAnswer:
-        asked, upload = await detect_request(request)
-        if upload is not None:
-            image = await engine.decode(upload)
-        else:
-            image = await engine.picture(await engine.item(asked.image_id or "", asked.archive))
+        asked, upload = await image_request(request, schemas.DetectRequest)
+        image = await _pictured(engine, asked, upload)
         name, found = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
         chance = [None] * len(found) if found.probabilities is None else found.probabilities.tolist()
         detections = [
@@ -105,6 +107,25 @@ def api(engine: Engine) -> APIRouter:
             width=image.width,
             height=image.height,
             detections=detections,
+        )
+
+    @router.post(
+        "/prelabel", tags=["prelabel"], summary="Label an image as a labelling job does",
+        openapi_extra=body(schemas.ImageRequest),
+    )  # fmt: skip
+    async def prelabel(request: Request) -> schemas.PrelabelAnswer:
+        asked, upload = await image_request(request, schemas.ImageRequest)
+        image = await _pictured(engine, asked, upload)
+        name, labelled = await engine.prelabel(image, model=asked.model)
+        (_, labeller), found = engine.model("labeller", name), labelled.detections
+        return schemas.PrelabelAnswer(
+            model=name,
+            fingerprint=labeller.fingerprint,
+            width=image.width,
+            height=image.height,
+            target_precision=labeller.settings.target_precision,
+            proven=labeller.routing.proven,
+            boxes=[_prelabelled(found, row, value) for row, value in enumerate(labelled.values.tolist())],
         )
 
     @router.post("/embeddings", tags=["embeddings"], summary="OpenAI-compatible embeddings of texts and images")
@@ -191,6 +212,30 @@ def api(engine: Engine) -> APIRouter:
         raise HTTPException(404, "there is no such route")
 
     return router
+
+
+async def _pictured(engine: Engine, asked: schemas.ImageRequest, upload: bytes | None) -> Image:
+    if upload is not None:
+        return await engine.decode(upload)
+    return await engine.picture(await engine.item(asked.image_id or "", asked.archive))
+
+
+def _prelabelled(found: Detections, row: int, value: float) -> schemas.Prelabelled:
+    assert found.provenance is not None
+    assert found.probabilities is not None
+    origin = found.provenance[row]
+    return schemas.Prelabelled(
+        box=tuple(found.boxes[row].tolist()),
+        label=found.label_names[row],
+        score=float(found.scores[row]),
+        probability=float(found.probabilities[row]),
+        route=origin.route or "review",
+        value=value,
+        teachers=list(origin.teachers),
+        neighbours=[schemas.NeighbourOf(**asdict(near)) for near in origin.neighbours],
+        attributes=dict(found.attributes[row]) if found.attributes is not None else {},
+        mask=(found.masks[row] or None) if found.masks is not None else None,
+    )
 
 
 def _inputs(asked: schemas.EmbeddingRequest, most: int) -> tuple[list[str], list[bytes]]:

@@ -51,13 +51,18 @@ class SearchAnswer(BaseModel):
     hits: list[SearchHit]
 
 
-class DetectRequest(_Request):
-    """A picture, and what to find in it."""
+class ImageRequest(_Request):
+    """A picture: sent along, or of an archive."""
 
     image: Base64Image | None = None
     image_id: str | None = Field(None, description="an item of the archive, instead of an image")
     archive: str | None = None
     model: str | None = None
+
+
+class DetectRequest(ImageRequest):
+    """A picture, and what to find in it."""
+
     prompts: list[str] | None = Field(None, description="classes as text: an open-vocabulary detector answers")
     threshold: float = Field(0.3, ge=0, le=1)
 
@@ -75,6 +80,36 @@ class DetectAnswer(BaseModel):
     width: int
     height: int
     detections: list[Detected]
+
+
+class NeighbourOf(BaseModel):
+    """An exemplar of the memory that speaks for a box's label, or against it."""
+
+    id: str
+    label: str | None = Field(description="null: a crop that people rejected")
+    similarity: float = Field(description="cosine, -1 to 1")
+    supports: bool
+
+
+class Prelabelled(Detected):
+    """A box as a labelling job records it."""
+
+    route: Literal["accept", "review", "reject"]
+    value: float = Field(description="what a reviewer's look at it is worth to the next model; 0 outside review")
+    teachers: list[str] = Field(description="who of an ensemble proposed it")
+    neighbours: list[NeighbourOf]
+    attributes: dict[str, str | int | float | bool] = {}
+    mask: str | None = Field(None, description="COCO run lengths as JSON, where the job draws masks")
+
+
+class PrelabelAnswer(BaseModel):
+    model: str
+    fingerprint: str
+    width: int
+    height: int
+    target_precision: float
+    proven: bool = Field(description="whether the gold set proves that accepted boxes keep the target precision")
+    boxes: list[Prelabelled] = Field(description="most probable first")
 
 
 class ImageUrl(BaseModel):
@@ -130,7 +165,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["foveal"] = "foveal"
     root: str = Field(description="the model reference it was loaded from")
     parent: str | None = Field(None, description="the base model, for one with an adapter")
-    kind: Literal["encoder", "detector", "open-detector", "vlm"]
+    kind: Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
     fingerprint: str
     classes: list[str] | None = None
     dimension: int | None = None

@@ -7,7 +7,7 @@ import binascii
 import io
 import json
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
@@ -17,11 +17,12 @@ from starlette.datastructures import UploadFile
 
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
-from serve.schemas import DetectRequest
+from serve.schemas import ImageRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+R = TypeVar("R", bound=ImageRequest)
 THUMBNAIL_SIDES = (16, 1024)
 CACHE_BYTES = 64 * 2**20
 
@@ -47,8 +48,8 @@ def unpack(text: str) -> bytes:
         raise BadRequest("the image is not base64", expected="an image file in base64", received=str(error)) from None
 
 
-async def detect_request(request: Request) -> tuple[DetectRequest, bytes | None]:
-    """A detection request from JSON or from a multipart form, with the uploaded or unpacked image bytes."""
+async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, bytes | None]:
+    """A request about one image from JSON or from a multipart form, with the uploaded or unpacked image bytes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     upload: bytes | None = None
     if kind == "multipart/form-data":
@@ -62,13 +63,13 @@ async def detect_request(request: Request) -> tuple[DetectRequest, bytes | None]
                 fields["image"] = image
         if prompts:
             fields["prompts"] = prompts
-        asked = _validated(fields)
+        asked = _validated(fields, kind_of_request)
     elif kind in ("application/json", ""):
         try:
             data = json.loads(await request.body())
         except (ValueError, RecursionError) as error:
             raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
-        asked = _validated(data)
+        asked = _validated(data, kind_of_request)
     else:
         raise BadRequest(
             "the body has a type that is not understood",
@@ -82,9 +83,9 @@ async def detect_request(request: Request) -> tuple[DetectRequest, bytes | None]
     return asked, upload
 
 
-def _validated(data: Any) -> DetectRequest:
+def _validated(data: Any, kind: type[R]) -> R:
     try:
-        return DetectRequest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
 

@@ -119,7 +119,7 @@ def test_a_finished_job_is_not_run_again_and_another_is_refused(
 
 def test_the_labeller_of_a_job_labels_other_images_alike(scenes: tuple[Dataset, Dataset, Dataset], job: Path) -> None:
     gold, source, _ = scenes
-    labeller = load_labeller(job, DenseBlobs(), remember(gold))
+    labeller = load_labeller(job, lambda: (DenseBlobs(), remember(gold), None))
     (again,) = labeller.detect([source[3].image()], threshold=0.0)
     recorded = load_prelabels(job)[3][1]
     np.testing.assert_allclose(again.boxes, recorded.boxes, atol=0.01)
@@ -127,7 +127,7 @@ def test_the_labeller_of_a_job_labels_other_images_alike(scenes: tuple[Dataset, 
     other = DenseBlobs()
     other.fingerprint = "other"
     with pytest.raises(BadInput, match="another teacher"):
-        load_labeller(job, other, remember(gold))
+        load_labeller(job, lambda: (other, remember(gold), None))
 
 
 def test_a_plain_detector_will_do(scenes: tuple[Dataset, Dataset, Dataset], tmp_path: Path) -> None:
