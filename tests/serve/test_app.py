@@ -318,6 +318,7 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
     assert set(paths) == {
         "/v1/search",
         "/v1/detect",
+        "/v1/prelabel",
         "/v1/embeddings",
         "/v1/models",
         "/v1/archives",
@@ -326,6 +327,10 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/health/live",
         "/health/ready",
         "/metrics",
+        "/label-studio/health",
+        "/label-studio/setup",
+        "/label-studio/predict",
+        "/label-studio/webhook",
     }
 
 
