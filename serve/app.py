@@ -15,6 +15,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
 
 from distill.labeller import Labeller
 from foveal import __version__
@@ -22,6 +23,7 @@ from foveal.errors import BadInput
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
+from serve.archive_routes import archive_api
 from serve.engine import Engine, Limits, Model, kind_of
 from serve.label_studio import Pictures, backend
 from serve.metrics import Metrics
@@ -98,9 +100,15 @@ def create_app(
     )
     app.state.engine = engine
     middleware.install(app, metrics, limits.body_bytes)
+    app.include_router(archive_api(engine))
     app.include_router(api(engine))
     app.include_router(backend(engine, pictures or Pictures()))
     _operations(app, engine, metrics)
+
+    @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def nothing(rest: str) -> None:  # before the pages, which would answer with one of theirs
+        raise HTTPException(404, "there is no such route")
+
     if demo:
         from serve.demo import mount
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import anyio
@@ -26,8 +25,10 @@ from foveal.errors import BadImage, BadInput, FingerprintMismatch
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.feedback import Feedback, Judgement
 from retrieval.query import SearchQuery
 from retrieval.results import Results
+from retrieval.sources import local_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +39,7 @@ T = TypeVar("T")
 Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller
 Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
 OPTIONS = {"labeller": "prelabels"}  # what an option of `foveal serve` is called where it is not the kind
-COLUMNS = ("id", "uri", "content_hash", "width", "height", "metadata")
+COLUMNS = ("uri", "content_hash", "width", "height", "metadata")
 WHERE = re.compile(r"where (?:is|are) (?:(?:the|an?) )?(?P<phrase>[^?]+?) ?\??", re.IGNORECASE)
 ITEM_ID = re.compile(r"[0-9a-f]{1,64}")
 
@@ -73,6 +74,7 @@ class Item:
     width: int
     height: int
     metadata: Mapping[str, str | int | float]
+    archive: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class Engine:
         self._lanes = {name: anyio.CapacityLimiter(1) for name in self.models}
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
+        self._writing = anyio.CapacityLimiter(1)
         self._encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
 
     def _maker(self, name: str, archive: Archive) -> str:
@@ -166,15 +169,15 @@ class Engine:
         name, store = self.archive(archive)
         if not ITEM_ID.fullmatch(id):
             raise NotFound(f"archive {name!r} has no item {id[:80]!r}")
-        found = await anyio.to_thread.run_sync(_records, store, f"id = '{id}'", limiter=self._searching)
+        found = await anyio.to_thread.run_sync(store.items, [id], COLUMNS, limiter=self._searching)
         if not found:
             raise NotFound(f"archive {name!r} has no item {id!r}")
-        return found[0]
+        return _item(name, id, found[id])
 
     async def sample(self, count: int, archive: str | None = None) -> list[Item]:
         """Up to `count` images spread evenly over the archive, the same ones as long as it does not change."""
-        _, store = self.archive(archive)
-        return await anyio.to_thread.run_sync(_spread, store, count, limiter=self._searching)
+        name, store = self.archive(archive)
+        return await anyio.to_thread.run_sync(_spread, name, store, count, limiter=self._searching)
 
     # Doing things.
 
@@ -188,16 +191,18 @@ class Engine:
         return await self._run("decode", self._decoding, _decode, data, self.limits.pixels)
 
     async def picture(self, item: Item, min_side: int | None = None) -> Image:
-        """The pixels of an archive's item; NotFound when its file is gone."""
-        try:
-            load = functools.partial(decode, min_side=min_side)
-            return await self._run("decode", self._decoding, load, Path(item.uri))
-        except BadImage as error:
-            if Path(item.uri).is_file():
-                raise
-            raise NotFound(
-                f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`."
-            ) from error
+        """The pixels of an archive's item.
+
+        Args:
+            min_side: what is enough of its shorter side, to show it: then the archive's thumbnail stands in for a file
+                that is no longer there.
+
+        Raises:
+            NotFound: its file is gone.
+            BadImage: it cannot be decoded.
+        """
+        _, store = self.archive(item.archive)
+        return await self._run("decode", self._decoding, _pixels, store, item, min_side)
 
     async def search(self, query: SearchQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
@@ -208,6 +213,35 @@ class Engine:
         encoder: Encoder = self.model("encoder", key)[1]
         asked = await self._run("encode", self._lanes[key], query.encoded, encoder)
         return name, await self._run("search", self._searching, store.answer, asked)
+
+    async def judge(self, text: str, right: Sequence[str], wrong: Sequence[str], archive: str | None = None) -> int:
+        """Keeps what people said of a text's hits, durably; returns how many judgements that were.
+
+        Raises:
+            NotFound: an item is not in the archive.
+        """
+        name, store = self.archive(archive)
+        judged = [Judgement(text, id, True) for id in right] + [Judgement(text, id, False) for id in wrong]
+
+        def keep() -> None:
+            ids = [one.id for one in judged]
+            known = store.items([id for id in ids if ITEM_ID.fullmatch(id)], ("uri",))
+            if missing := [id for id in ids if id not in known]:
+                raise NotFound(f"archive {name!r} has no item {missing[0][:80]!r}")
+            Feedback(store.path / "feedback.sqlite").add(judged)
+
+        await anyio.to_thread.run_sync(keep, limiter=self._writing)
+        return len(judged)
+
+    async def delete(self, id: str, archive: str | None = None) -> None:
+        """Takes an image out; from the moment this returns no search returns it. NotFound when it is not there.
+
+        Raises:
+            Unavailable: another process is writing to the archive.
+        """
+        item = await self.item(id, archive)
+        _, store = self.archive(item.archive)
+        await self._run("delete", self._writing, store.delete, [item.id])
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
@@ -342,12 +376,23 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     return cleaned
 
 
-def _records(store: Archive, condition: str | None, every: int = 1, most: int | None = None) -> list[Item]:
+def _item(archive: str, id: str, row: Mapping[str, Any]) -> Item:
+    return Item(**{**row, "id": id, "metadata": json.loads(row["metadata"]), "archive": archive})
+
+
+def _spread(name: str, store: Archive, count: int) -> list[Item]:
     table = store.snapshot().table
-    _, rows = table.keys(condition)
-    records = table.take(rows[::every][:most], COLUMNS).to_pylist()
-    return [Item(**{**record, "metadata": json.loads(record["metadata"])}) for record in records]
+    _, rows = table.keys(None)
+    every = max(1, len(rows) // max(count, 1))
+    records = table.take(rows[::every][:count], ("id", *COLUMNS)).to_pylist()
+    return [_item(name, record["id"], record) for record in records]
 
 
-def _spread(store: Archive, count: int) -> list[Item]:
-    return _records(store, None, max(1, len(store) // max(count, 1)), count)
+def _pixels(store: Archive, item: Item, min_side: int | None) -> Image:
+    path = local_path(item.uri)
+    if path is not None and path.is_file():
+        return decode(path, min_side=min_side)
+    row = {} if min_side is None else store.items([item.id], ("thumbnail",)).get(item.id, {})
+    if (thumbnail := row.get("thumbnail")) is None:
+        raise NotFound(f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`.")
+    return decode(thumbnail)

@@ -1,24 +1,21 @@
-"""The HTTP API under /v1: search, detect, prelabel, embeddings, and what there is to ask."""
+"""The HTTP API under /v1, models: detect, prelabel, embeddings, and what there is to ask."""
 
 from __future__ import annotations
 
 import base64
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import numpy as np
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Request
 
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from retrieval.query import SearchQuery
 from serve import schemas
-from serve.engine import Engine, Item, kind_of
+from serve.engine import Engine, kind_of
 from serve.middleware import BadRequest
-from serve.wire import THUMBNAIL_SIDES, Thumbnails, image_request, unpack
+from serve.wire import image_request, unpack
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -49,45 +46,7 @@ DETECT_BODY = body(
 def api(engine: Engine) -> APIRouter:
     """The routes over an engine."""
     router = APIRouter(prefix="/v1", responses=schemas.ERRORS)
-    thumbnails = Thumbnails(engine)
     started = int(time.time())
-
-    @router.post("/search", tags=["search"], summary="Find images by text, by image, or by both")
-    async def search(asked: schemas.SearchRequest) -> schemas.SearchAnswer:
-        if asked.image is not None and asked.image_id is not None:
-            raise BadRequest("two images were given", expected="`image` or `image_id`, not both")
-        image = None
-        if asked.image is not None:
-            image = await engine.decode(unpack(asked.image))
-        elif asked.image_id is not None:
-            image = await engine.picture(await engine.item(asked.image_id, asked.archive))
-        query = SearchQuery(
-            text=asked.text,
-            image=image,
-            negative=asked.negative,
-            filter=asked.filter or None,
-            k=asked.k,
-            image_weight=asked.image_weight,
-            negative_weight=asked.negative_weight,
-        )
-        name, hits = await engine.search(query, asked.archive)
-        _, archive = engine.archive(name)
-        answer = [
-            schemas.SearchHit(
-                id=hit.id,
-                uri=hit.uri,
-                similarity=hit.similarity,
-                metadata=dict(hit.metadata),
-                image_url=f"/v1/items/{hit.id}/image?archive={quote(name)}",
-                thumbnail=None,
-            )
-            for hit in hits
-        ]
-        if asked.thumbnails is not None:
-            for hit in answer:
-                data = await thumbnails.of(await engine.item(hit.id, name), asked.thumbnails)
-                hit.thumbnail = base64.b64encode(data).decode()
-        return schemas.SearchAnswer(archive=name, encoder=archive.encoder, fingerprint=archive.fingerprint, hits=answer)
 
     @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)
     async def detect(request: Request) -> schemas.DetectAnswer:
@@ -167,49 +126,6 @@ def api(engine: Engine) -> APIRouter:
             for name, model in engine.models.items()
         ]
         return schemas.ModelList(data=cards)
-
-    @router.get("/archives", tags=["about"], summary="What can be searched")
-    async def archives() -> schemas.ArchiveList:
-        def look() -> list[schemas.ArchiveCard]:
-            return [
-                schemas.ArchiveCard(
-                    name=name,
-                    images=len(store),
-                    encoder=store.encoder,
-                    fingerprint=store.fingerprint,
-                    columns=store.columns,
-                )
-                for name, store in engine.archives.items()
-            ]
-
-        return schemas.ArchiveList(archives=await anyio.to_thread.run_sync(look))
-
-    @router.get("/items/{id}", tags=["items"], summary="One image of an archive: what is known about it")
-    async def item(id: str, archive: str | None = None) -> Item:
-        return await engine.item(id, archive)
-
-    @router.get(
-        "/items/{id}/image", tags=["items"], summary="One image of an archive, as JPEG", response_class=Response,
-        responses={200: {"content": {"image/jpeg": {}}}},
-    )  # fmt: skip
-    async def picture(
-        request: Request,
-        id: str,
-        size: Annotated[int, Query(ge=THUMBNAIL_SIDES[0], le=THUMBNAIL_SIDES[1])] = 320,
-        archive: str | None = None,
-    ) -> Response:
-        found = await engine.item(id, archive)
-        tag = f'"{found.content_hash[:32] or found.id}-{size}"'
-        headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
-        if request.headers.get("if-none-match") == tag:
-            return Response(status_code=304, headers=headers)
-        return Response(await thumbnails.of(found, size), media_type="image/jpeg", headers=headers)
-
-    @router.api_route("/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
-    async def nothing(rest: str) -> None:
-        from starlette.exceptions import HTTPException
-
-        raise HTTPException(404, "there is no such route")
 
     return router
 

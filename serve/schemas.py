@@ -11,22 +11,51 @@ Base64Image = Annotated[
     str, Field(description="an image file in base64, alone or as a `data:image/...;base64,` URL", min_length=1)
 ]
 
+Box = tuple[float, float, float, float]
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class QueryPart(_Request):
+    """One thing that the images should be like, or with a negative weight unlike: a text, an image or an item."""
+
+    text: Text | None = None
+    image: Base64Image | None = None
+    image_id: str | None = Field(None, description="an item of the archive, by its stored vector")
+    box: Box | None = Field(None, description="the crop of the image that is meant: x1, y1, x2, y2 in its pixels")
+    weight: float = 1.0
+
+
+class NearDuplicates(_Request):
+    """What counts as the same picture twice; of each group only the best is returned."""
+
+    cosine: float | None = Field(0.98, gt=0, le=1, description="of two vectors, from which on they are the same")
+    bits: int | None = Field(4, ge=0, le=32, description="of 64 by which two perceptual hashes differ at most")
+
+
 class SearchRequest(_Request):
-    """What to look for; text, an image or both."""
+    """What to look for: a text, an image, or any number of weighted `parts`."""
 
     text: Text | None = None
     image: Base64Image | None = None
     image_id: str | None = Field(None, description="look for images like this item of the archive")
     negative: Text | None = Field(None, description="what the images should not show")
-    filter: str | None = Field(None, description="SQL over metadata columns, e.g. camera = 'north' AND hour >= 18")
+    parts: list[QueryPart] = Field([], max_length=32, description="further things to be like or unlike")
+    liked: list[str] = Field([], max_length=64, description="items that were right: the query moves towards them")
+    disliked: list[str] = Field([], max_length=64, description="items that were wrong: the query moves away")
+    words: Text | None = Field(None, description="words in names, captions and labels, ranked together with likeness")
+    filter: str | None = Field(None, description="conditions on metadata, e.g. camera = 'north' AND hour >= 18")
     k: int = Field(10, ge=1, description="how many hits")
     image_weight: float = Field(0.5, ge=0, le=1, description="weight of the image beside a text")
     negative_weight: float = Field(0.5, ge=0, le=1)
+    templates: list[Text] = Field([], max_length=100, description="each text is the mean over these: a photo of a {}")
+    collapse: NearDuplicates | None = Field(None, description="leave out near-duplicates; {} for the usual bounds")
+    diversity: float = Field(0, ge=0, lt=1, description="how much a hit should differ from those before it")
+    cursor: str | None = Field(None, max_length=20_000, description="of the page before")
+    anyway: bool = Field(False, description="the nearest even where nothing matches")
+    explain: bool = Field(False, description="what each part of the query adds to the similarity of each hit")
     archive: str | None = None
     thumbnails: int | None = Field(None, ge=16, le=512, description="also return each hit as JPEG, this many pixels")
 
@@ -35,11 +64,21 @@ class SearchRequest(_Request):
     )
 
 
+class PartOfHit(BaseModel):
+    part: str
+    weight: float
+    amount: float = Field(description="added to the similarity; those of all parts add up to it")
+
+
 class SearchHit(BaseModel):
     id: str
     uri: str
     similarity: float = Field(description="cosine between query and image, -1 to 1")
+    probability: float | None = Field(None, description="that it shows what is asked for, on a calibrated archive")
     metadata: dict[str, str | int | float]
+    keywords: list[str] = Field([], description="the query's words that its texts contain")
+    collapsed: int = Field(0, description="near-duplicates that it stands for")
+    parts: list[PartOfHit] | None = Field(None, description="when `explain` is asked for")
     image_url: str = Field(description="the picture, on this server")
     thumbnail: str | None = Field(None, description="JPEG in base64, when asked for")
 
@@ -48,7 +87,25 @@ class SearchAnswer(BaseModel):
     archive: str
     encoder: str
     fingerprint: str
-    hits: list[SearchHit]
+    hits: list[SearchHit] = Field(description="best first")
+    kept: int = Field(description="images that the filter left; all of them without one")
+    collapsed: int = Field(0, description="near-duplicates left out of this page")
+    cursor: str | None = Field(None, description="for the next page; null on the last")
+    reason: str | None = Field(None, description="why nothing matches; null when something does")
+    notes: list[str] = Field([], description="what could not be done as asked")
+
+
+class FeedbackRequest(_Request):
+    """What people said of the hits of a text; `foveal archive calibrate` learns from it."""
+
+    text: Text
+    right: list[str] = Field([], max_length=1000, description="ids of items that show it")
+    wrong: list[str] = Field([], max_length=1000)
+    archive: str | None = None
+
+
+class Kept(BaseModel):
+    kept: int
 
 
 class ImageRequest(_Request):

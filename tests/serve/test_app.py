@@ -19,6 +19,7 @@ from PIL import Image
 
 from foveal.errors import BadInput, FingerprintMismatch
 from retrieval.archive import Archive
+from retrieval.feedback import Feedback
 from serve.app import create_app
 from tests.serve.conftest import ColourDetector, ColourEncoder, ColourOpenDetector, draw
 
@@ -78,6 +79,67 @@ def test_search_like_an_item_returns_it_first(client: TestClient) -> None:
     assert hits[0]["similarity"] == pytest.approx(1, abs=1e-3)
 
 
+def test_search_mixes_parts_and_explains_them(client: TestClient) -> None:
+    item = client.post("/v1/search", json={"text": "green", "k": 1}).json()["hits"][0]
+    crop = draw(("red", (0, 0, 32, 48)), ("blue", (32, 0, 64, 48)))
+    parts = [
+        {"image": b64(crop), "box": [32, 0, 64, 48]},
+        {"image_id": item["id"], "weight": -0.5},
+    ]
+    hit = client.post("/v1/search", json={"parts": parts, "k": 1, "explain": True}).json()["hits"][0]
+    assert "blue" in hit["uri"]
+    assert [part["weight"] for part in hit["parts"]] == [1, -0.5]
+    assert sum(part["amount"] for part in hit["parts"]) == pytest.approx(hit["similarity"], abs=1e-5)
+    assert client.post("/v1/search", json={"text": "red", "k": 1}).json()["hits"][0]["parts"] is None
+
+
+def test_pages_follow_each_other_without_repeats(client: TestClient) -> None:
+    asked: dict[str, Any] = {"text": "a red box", "k": 5, "liked": [], "diversity": 0.2}
+    seen: list[str] = []
+    for _ in range(10):
+        answer = client.post("/v1/search", json=asked).json()
+        seen += [hit["id"] for hit in answer["hits"]]
+        if answer["cursor"] is None:
+            break
+        asked["cursor"] = answer["cursor"]
+    assert (len(seen), len(set(seen)), answer["kept"]) == (12, 12, 12)
+    other = {**asked, "text": "blue", "cursor": asked["cursor"]}
+    error(client.post("/v1/search", json=other), 422)
+
+
+def test_search_by_words_and_by_liked_items_and_without_duplicates(client: TestClient) -> None:
+    named = client.post("/v1/search", json={"words": "yellow", "k": 20}).json()
+    assert {Path(hit["uri"]).name.split("-")[0] for hit in named["hits"]} == {"yellow"}
+    assert all(hit["keywords"] == ["yellow"] for hit in named["hits"])
+    none = client.post("/v1/search", json={"words": "zeppelin"}).json()
+    assert (none["hits"], "zeppelin" in none["reason"]) == ([], True)
+    blue = client.post("/v1/search", json={"text": "blue", "k": 1}).json()["hits"][0]["id"]
+    moved = client.post("/v1/search", json={"text": "red", "k": 6, "liked": [blue]}).json()["hits"]
+    assert any("blue" in hit["uri"] for hit in moved)
+    once = client.post("/v1/search", json={"text": "red", "k": 20, "collapse": {"cosine": 0.9}}).json()
+    assert once["collapsed"] == 12 - len(once["hits"]) > 0
+
+
+def test_feedback_is_kept_beside_the_archive(client: TestClient, archive: Archive) -> None:
+    hits = client.post("/v1/search", json={"text": "red", "k": 2}).json()["hits"]
+    body = {"text": "red", "right": [hits[0]["id"]], "wrong": [hits[1]["id"]]}
+    assert client.post("/v1/search/feedback", json=body).json() == {"kept": 2}
+    kept = Feedback(archive.path / "feedback.sqlite").read()
+    assert [(one.id, one.relevant) for one in kept] == sorted([(hits[0]["id"], True), (hits[1]["id"], False)])
+    error(client.post("/v1/search/feedback", json={"text": "red", "right": ["ffff"]}), 404)
+
+
+def test_a_deleted_item_is_gone_from_the_next_search(pictures: Path, tmp_path: Path) -> None:
+    archive = Archive.create(tmp_path / "few", ColourEncoder())
+    archive.add(pictures, ColourEncoder())
+    with TestClient(create_app(archive=archive, encoder=ColourEncoder())) as client:
+        first = client.post("/v1/search", json={"text": "red", "k": 1}).json()["hits"][0]["id"]
+        assert client.delete(f"/v1/items/{first}").status_code == 204
+        left = client.post("/v1/search", json={"text": "red", "k": 20}).json()["hits"]
+        assert (len(left), first in {hit["id"] for hit in left}) == (11, False)
+        error(client.delete(f"/v1/items/{first}"), 404)
+
+
 def test_thumbnails_are_jpeg_in_the_answer_and_by_address(client: TestClient) -> None:
     hit = client.post("/v1/search", json={"text": "red", "k": 1, "thumbnails": 32}).json()["hits"][0]
     inline = Image.open(io.BytesIO(base64.b64decode(hit["thumbnail"])))
@@ -106,6 +168,12 @@ def test_thumbnails_are_jpeg_in_the_answer_and_by_address(client: TestClient) ->
         ({"image": "not base64!"}, 400),
         ({"image": base64.b64encode(b"not an image").decode()}, 422),
         ({"image": "aGk=", "image_id": "ab"}, 400),
+        ({"parts": [{"text": "red", "image_id": "ab"}]}, 404),
+        ({"parts": [{"text": "red", "image": "aGk=", "image_id": "ab"}]}, 400),
+        ({"parts": [{"text": "red", "box": [0, 0, 9, 9]}]}, 422),
+        ({"parts": [{"text": "red", "weight": -1}]}, 422),
+        ({"text": "red", "cursor": "nonsense"}, 422),
+        ({"text": "red", "diversity": 1}, 422),
         ({"image_id": "ffff"}, 404),
         ({"image_id": "../../etc/passwd"}, 404),
         ({"image_id": "x' OR '1'='1"}, 404),
@@ -129,17 +197,20 @@ def test_items_serve_only_what_is_in_the_archive(client: TestClient) -> None:
     error(client.get("/v1/items/00/image", params={"size": 99999}), 422)
 
 
-def test_an_item_whose_file_is_gone_says_so(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    draw(("red", (0, 0, 20, 20))).save(tmp_path / "in" / "a.png")
+def test_an_item_whose_file_is_gone_is_shown_but_not_judged(tmp_path: Path) -> None:
+    draw(("red", (0, 0, 20, 20))).save(tmp_path / "a.png")
     encoder = ColourEncoder()
     archive = Archive.create(tmp_path / "archive", encoder)
-    archive.add(tmp_path / "in", encoder)
-    with TestClient(create_app(archive=archive, encoder=encoder)) as client:
+    archive.add(tmp_path / "a.png", encoder)
+    archive.add_vectors(["gone.png"], encoder.encode_texts(["blue"]), fingerprint=encoder.fingerprint)
+    with TestClient(create_app(archive=archive, encoder=encoder, detector=ColourDetector())) as client:
         hit = client.post("/v1/search", json={"text": "red"}).json()["hits"][0]
         assert client.get(f"/v1/items/{hit['id']}").json()["width"] == 64
-        (tmp_path / "in" / "a.png").unlink()
-        assert "no longer" in error(client.get(hit["image_url"]), 404)["message"]
+        (tmp_path / "a.png").unlink()
+        assert client.get(hit["image_url"]).headers["content-type"] == "image/jpeg"
+        assert "no longer" in error(client.post("/v1/detect", json={"image_id": hit["id"]}), 404)["message"]
+        bare = client.post("/v1/search", json={"text": "blue"}).json()["hits"][0]
+        assert "no longer" in error(client.get(bare["image_url"]), 404)["message"]
 
 
 # Detect.
@@ -317,6 +388,7 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert set(paths) == {
         "/v1/search",
+        "/v1/search/feedback",
         "/v1/detect",
         "/v1/prelabel",
         "/v1/embeddings",
