@@ -220,32 +220,17 @@ class SearchQuery:
             BadImage: an image cannot be decoded.
             BadInput: a crop lies outside its image, or a template is none.
         """
-        parts = self.all_parts
-        if not any(part.weight > 0 for part in parts):  # words alone: what they mean is what hits are compared with
-            assert self.words is not None
-            parts = (Part(text=self.words), *parts)
-        vectors: list[FloatArray | None] = [None] * len(parts)
-        texts = [number for number, part in enumerate(parts) if part.text is not None]
-        for number, vector in zip(texts, self._texts(encoder, [str(parts[n].text) for n in texts]), strict=True):
-            vectors[number] = vector
-        shown = [number for number, part in enumerate(parts) if part.image is not None]
-        images = [parts[number].pixels(decode_side(encoder)) for number in shown]
-        for number, vector in zip(shown, encoder.encode_images(images) if images else (), strict=True):
-            vectors[number] = vector
-        pixels = {number: _pixel_hash(image) for number, image in zip(shown, images, strict=True)}
-        asked = [(part.text, part.id, part.weight, pixels.get(number)) for number, part in enumerate(parts)]
-        how = (self.filter, self.words, self.templates, self.collapse, self.diversity, self.anyway)
-        digest = hashlib.sha256(repr((asked, how, encoder.fingerprint)).encode()).hexdigest()[:16]
-        return EncodedQuery(self, parts, tuple(vectors), encoder.fingerprint, digest)
+        return encode_together([self], encoder)[0]
 
     def vector(self, encoder: Encoder) -> FloatArray:
         """The query as one unit vector (D,); raises as `encoded`, and BadInput when a part is an archived item."""
         return self.encoded(encoder).composed(_no_items)[0]
 
-    def _texts(self, encoder: Encoder, texts: Sequence[str]) -> FloatArray:
-        if not texts:
-            return np.zeros((0, encoder.dimension), np.float32)
-        return class_embeddings(encoder, texts, self.templates) if self.templates else encoder.encode_texts(texts)
+    @property
+    def parts_to_encode(self) -> tuple[Part, ...]:
+        """`all_parts`; for words alone also what they mean, which hits are then compared with."""
+        parts = self.all_parts
+        return parts if any(part.weight > 0 for part in parts) else (Part(text=self.words), *parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +260,35 @@ class EncodedQuery:
         if not np.isfinite(length) or length < 1e-6 * max(1.0, float(np.abs(shares).sum())):
             raise BadInput("the parts of the query cancel each other out", remedy="Change what it should be unlike.")
         return (total / length).astype(np.float32), (shares / length).astype(np.float32)
+
+
+def encode_together(queries: Sequence[SearchQuery], encoder: Encoder) -> list[EncodedQuery]:
+    """`SearchQuery.encoded` of each, their texts and images embedded in one call; raises as that."""
+    parts = [query.parts_to_encode for query in queries]
+    vectors: list[list[FloatArray | None]] = [[None] * len(mine) for mine in parts]
+    texts: dict[tuple[str, ...], list[tuple[int, int, str]]] = {}  # templates -> (query, part, text)
+    images: list[tuple[int, int, Image]] = []
+    for q, mine in enumerate(parts):
+        for p, part in enumerate(mine):
+            if part.text is not None:
+                texts.setdefault(queries[q].templates, []).append((q, p, part.text))
+            elif part.image is not None:
+                images.append((q, p, part.pixels(decode_side(encoder))))
+    for templates, asked in texts.items():
+        words = [text for _, _, text in asked]
+        made = class_embeddings(encoder, words, templates) if templates else encoder.encode_texts(words)
+        for (q, p, _), vector in zip(asked, made, strict=True):
+            vectors[q][p] = vector
+    for (q, p, _), vector in zip(images, encoder.encode_images([i for *_, i in images]) if images else (), strict=True):
+        vectors[q][p] = vector
+    seen = {(q, p): _pixel_hash(image) for q, p, image in images}
+    encoded: list[EncodedQuery] = []
+    for q, (query, mine) in enumerate(zip(queries, parts, strict=True)):
+        what = [(part.text, part.id, part.weight, seen.get((q, p))) for p, part in enumerate(mine)]
+        how = (query.filter, query.words, query.templates, query.collapse, query.diversity, query.anyway)
+        digest = hashlib.sha256(repr((what, how, encoder.fingerprint)).encode()).hexdigest()[:16]
+        encoded.append(EncodedQuery(query, mine, tuple(vectors[q]), encoder.fingerprint, digest))
+    return encoded
 
 
 def decode_side(encoder: Encoder) -> int:

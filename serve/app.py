@@ -89,6 +89,7 @@ def create_app(
             tasks.start_soon(_warm, engine)
             yield
             tasks.cancel_scope.cancel()
+        engine.close()
 
     app = FastAPI(
         title="Foveal",
@@ -99,7 +100,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.engine = engine
-    middleware.install(app, metrics, limits.body_bytes)
+    middleware.install(app, metrics, limits)
     app.include_router(archive_api(engine))
     app.include_router(api(engine))
     app.include_router(backend(engine, pictures or Pictures()))

@@ -1,13 +1,14 @@
 """What the server can do, apart from HTTP: search, detect, answer and embed with the models and archives it was given.
 
-The API and the demo call the same methods. Models run on threads, never on the event loop, and one call at a time each:
-two forward passes at once share the same cores and only lengthen both.
+The API and the demo call the same methods. Models run on threads of their own, never on the event loop, and answer
+together what waits together, see `serve.lanes`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -26,15 +27,18 @@ from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback, Judgement
-from retrieval.query import SearchQuery
+from retrieval.grounding import AnswersMany
+from retrieval.query import SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
+from serve.lanes import Lane
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from serve.metrics import Metrics
 
+log = logging.getLogger("foveal.serve")
 T = TypeVar("T")
 Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller
 Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
@@ -62,6 +66,8 @@ class Limits:
     prompts: int = 64  # of one open-vocabulary detection
     question: int = 2000  # characters
     k: int = 1000  # hits of one search
+    seconds: float = 30.0  # until a request must be answered, from its first byte
+    at_once: int = 256  # requests that are worked on; more are refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +121,7 @@ class Engine:
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
-        # One token: a model is busy with one call at a time. Decoding has a pool of its own.
-        self._lanes = {name: anyio.CapacityLimiter(1) for name in self.models}
+        self.lanes = {name: Lane(name, metrics, limits.seconds) for name in self.models}
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
         self._writing = anyio.CapacityLimiter(1)
@@ -211,7 +216,8 @@ class Engine:
         name, store = self.archive(archive)
         key = self._encoder_of[name]
         encoder: Encoder = self.model("encoder", key)[1]
-        asked = await self._run("encode", self._lanes[key], query.encoded, encoder)
+        call = functools.partial(encode_together, encoder=encoder)
+        asked = await self.lanes[key].run("encode", call, query, key="queries", weight=len(query.parts_to_encode))
         return name, await self._run("search", self._searching, store.answer, asked)
 
     async def judge(self, text: str, right: Sequence[str], wrong: Sequence[str], archive: str | None = None) -> int:
@@ -248,22 +254,20 @@ class Engine:
     ) -> tuple[str, Detections]:
         """(name of the model, detections best first); with `prompts` an open-vocabulary detector answers."""
         if prompts is not None:
-            cleaned = _prompts(prompts, self.limits.prompts)
+            asked = _prompts(prompts, self.limits.prompts)
             name, detector = self.model("open-detector", model)
-            call = functools.partial(detector.detect, [image], cleaned, threshold)
         else:
             if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
                 self._explain_no_detector()
-            name, detector = self.model("detector", model)
-            call = functools.partial(detector.detect, [image], threshold)
-        found: list[Detections] = await self._run("detect", self._lanes[name], call)
-        return name, found[0]
+            asked, (name, detector) = None, self.model("detector", model)
+        call = functools.partial(_detected, detector, asked)
+        return name, await self.lanes[name].run("detect", call, (image, threshold), key=asked and tuple(asked))
 
     async def prelabel(self, image: Image, *, model: str | None = None) -> tuple[str, Labelled]:
         """(name of the labeller, the image's judged boxes, most probable first)."""
         name, labeller = self.model("labeller", model)
-        found: list[Labelled] = await self._run("prelabel", self._lanes[name], labeller.label, [image])
-        return name, found[0]
+        call: Callable[[list[Image]], list[Labelled]] = labeller.label
+        return name, await self.lanes[name].run("prelabel", call, image)
 
     async def ask(self, image: Image, question: str, *, model: str | None = None) -> Answer:
         """One question about one picture; "where is the ..." is answered with boxes, in the way the model writes them.
@@ -281,9 +285,9 @@ class Engine:
                 received=f"{len(words)}",
             )
         if (where := WHERE.fullmatch(words)) is None:
-            return Answer(name, await self._run("answer", self._lanes[name], vlm.answer, image, words))
+            return Answer(name, await self.lanes[name].run("answer", functools.partial(_said, vlm), (image, words)))
         phrase = where["phrase"]
-        boxes: FloatArray = await self._run("answer", self._lanes[name], vlm.locate, image, phrase)
+        boxes = await self.lanes[name].run("locate", functools.partial(_located, vlm), (image, phrase))
         said = "nowhere" if not len(boxes) else "here" if len(boxes) == 1 else f"in {len(boxes)} places"
         return Answer(name, said, Detections.build(boxes, np.ones(len(boxes)), np.zeros(len(boxes)), [phrase]))
 
@@ -292,12 +296,9 @@ class Engine:
     ) -> tuple[str, FloatArray]:
         """(name of the encoder, unit vectors (N, D) of the texts, then of the images)."""
         name, encoder = self.model("encoder", model)
-        parts: list[FloatArray] = []
-        if texts:
-            parts.append(await self._run("encode", self._lanes[name], encoder.encode_texts, list(texts)))
-        if images:
-            parts.append(await self._run("encode", self._lanes[name], encoder.encode_images, list(images)))
-        return name, np.concatenate(parts) if parts else np.zeros((0, encoder.dimension), dtype=np.float32)
+        call = functools.partial(_embedded, encoder)
+        weight = max(1, len(texts) + len(images))
+        return name, await self.lanes[name].run("encode", call, (texts, images), weight=weight)
 
     async def count_tokens(self, texts: Sequence[str], model: str) -> int:
         """Tokens of the texts, by the encoder where it can count them, else as words."""
@@ -307,23 +308,29 @@ class Engine:
         return await anyio.to_thread.run_sync(count, list(texts), limiter=self._decoding)
 
     async def warm_up(self) -> None:
-        """Runs each model once, so that the first request does not pay for lazy initialisation."""
+        """Runs each model, so that the first request does not pay for lazy initialisation, and measures what batches
+        are worth."""
         from PIL import Image as pillow
 
-        grey = pillow.new("RGB", (64, 64), (127, 127, 127))
+        grey = pillow.new("RGB", (640, 480), (127, 127, 127))
         for name, model in self.models.items():
-            kind = kind_of(model)
-            call: Callable[[], Any]
+            kind, lane = kind_of(model), self.lanes[name]
             if kind == "encoder":
-                call = functools.partial(_both, cast(Encoder, model), grey)
-            elif kind in ("detector", "labeller"):
-                call = functools.partial(cast(Detector, model).detect, [grey])
+                await lane.measure(functools.partial(_embedded, cast(Encoder, model)), (["a photo"], [grey]))
+            elif kind == "labeller":
+                await lane.measure(cast(Labeller, model).label, grey)
             elif kind == "vlm":
-                call = functools.partial(cast(VisionLanguageModel, model).answer, grey, "what is this", 2)
+                await lane.measure(functools.partial(_said, cast(VisionLanguageModel, model)), (grey, "what is this"))
             else:
-                call = functools.partial(cast(OpenDetector, model).detect, [grey], ["a photo"])
-            await anyio.to_thread.run_sync(call, limiter=self._lanes[name])
+                prompts = ["a photo"] if kind == "open-detector" else None
+                await lane.measure(functools.partial(_detected, model, prompts), (grey, 0.5))
+            log.info("%s is warm, %d to a batch", name, lane.most)
         self.warm = True
+
+    def close(self) -> None:
+        """Lets the models' threads go."""
+        for lane in self.lanes.values():
+            lane.close()
 
     @asynccontextmanager
     async def _timed(self, stage: str) -> AsyncGenerator[None]:
@@ -345,9 +352,38 @@ class Engine:
             )
 
 
-def _both(encoder: Encoder, image: Image) -> None:
-    encoder.encode_texts(["a photo"])
-    encoder.encode_images([image])
+def _embedded(encoder: Encoder, items: list[tuple[Sequence[str], Sequence[Image]]]) -> list[FloatArray]:
+    """For each item the vectors (N, D) of its texts, then of its images."""
+    texts = [text for words, _ in items for text in words]
+    images = [image for _, pictures in items for image in pictures]
+    none = np.zeros((0, encoder.dimension), dtype=np.float32)
+    said = iter(encoder.encode_texts(texts) if texts else none)
+    seen = iter(encoder.encode_images(images) if images else none)
+    rows = [[*(next(said) for _ in words), *(next(seen) for _ in pictures)] for words, pictures in items]
+    return [np.stack(mine) if mine else none for mine in rows]
+
+
+def _detected(
+    detector: Detector | OpenDetector, prompts: Sequence[str] | None, items: list[tuple[Image, float]]
+) -> list[Detections]:
+    """For each (image, threshold) what is found."""
+    images, least = [image for image, _ in items], min(threshold for _, threshold in items)
+    if prompts is None:
+        found = cast(Detector, detector).detect(images, least)
+    else:
+        found = cast(OpenDetector, detector).detect(images, prompts, least)
+    return [one[one.scores >= threshold] for one, (_, threshold) in zip(found, items, strict=True)]
+
+
+def _said(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[str]:
+    """The answer to each (image, question)."""
+    if isinstance(vlm, AnswersMany):
+        return vlm.replies([(image, (), question) for image, question in items])
+    return [vlm.answer(image, question) for image, question in items]
+
+
+def _located(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[FloatArray]:
+    return [vlm.locate(image, phrase) for image, phrase in items]
 
 
 def _decode(data: bytes, max_pixels: int) -> Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
@@ -25,6 +26,17 @@ class Metrics:
             ["stage"],
             buckets=SECONDS,
             registry=registry,
+        )
+        self.batch = Histogram(
+            "foveal_batch_size", "Requests that a model answered together.", ["model"], buckets=SIZES, registry=registry
+        )
+        self.queued = Histogram(
+            "foveal_queue_seconds", "Time that a request waited for its model.", ["model"], buckets=SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.waiting = Gauge("foveal_queue_length", "Requests that wait for a model.", ["model"], registry=registry)
+        self.refused = Counter(
+            "foveal_refused", "Requests refused because the server had too much to do.", ["reason"], registry=registry
         )
         self.model = Gauge(
             "foveal_model_info", "Always 1; the labels say what is loaded.", ["name", "kind", "fingerprint"],

@@ -1,4 +1,4 @@
-"""What surrounds every request: an id, its time, a limit on its body, and errors in one shape.
+"""What surrounds every request: an id, its time, limits on its body and its seconds, and errors in one shape.
 
 Every error is `{"error": {"type", "message", "expected", "received", "remedy"}}`, with the status that fits:
 400 a request that cannot be read, 404 something that is not here, 409 vectors of another encoder, 413 too large,
@@ -7,6 +7,7 @@ Every error is `{"error": {"type", "message", "expected", "received", "remedy"}}
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -21,7 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
-from serve.engine import NotFound, TooLarge
+from serve.engine import Limits, NotFound, TooLarge
+from serve.lanes import Overloaded
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
@@ -58,9 +60,9 @@ def error_response(
     return JSONResponse({"error": body}, status, dict(headers or {}))
 
 
-def install(app: FastAPI, metrics: Metrics, body_bytes: int) -> None:
+def install(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
     """Adds the middleware and the error handlers to `app`."""
-    app.add_middleware(_Surroundings, metrics=metrics, body_bytes=body_bytes)
+    app.add_middleware(_Surroundings, metrics=metrics, limits=limits)
     app.add_exception_handler(FovealError, _foveal_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -69,7 +71,8 @@ def install(app: FastAPI, metrics: Metrics, body_bytes: int) -> None:
 def foveal_response(error: FovealError) -> JSONResponse:
     """The answer to an error that says what was wrong."""
     status = 400 if isinstance(error, BadRequest) else next(code for kind, code in STATUS if isinstance(error, kind))
-    headers = {"Retry-After": "1"} if status == 503 else {}
+    retry = error.retry_after if isinstance(error, Overloaded) else 1
+    headers = {"Retry-After": str(retry)} if status == 503 else {}
     return error_response(
         status, type(error).__name__, error.message, expected=error.expected, received=error.received,
         remedy=error.remedy, headers=headers,
@@ -131,8 +134,9 @@ class _BodyTooLarge(HTTPException):
 class _Surroundings:
     """Pure ASGI, so that bodies stream through; pages of the demo pass untouched but for their id."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, body_bytes: int) -> None:
-        self.app, self.metrics, self.body_bytes = app, metrics, body_bytes
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits) -> None:
+        self.app, self.metrics, self.limits = app, metrics, limits
+        self.at_once = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -148,8 +152,8 @@ class _Surroundings:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if api and seen > self.body_bytes:
-                raise _BodyTooLarge(self.body_bytes)
+            if api and seen > self.limits.body_bytes:
+                raise _BodyTooLarge(self.limits.body_bytes)
             return message
 
         started = False
@@ -162,11 +166,23 @@ class _Surroundings:
             await send(message)
 
         self.metrics.in_flight.inc()
+        self.at_once += api
         try:
+            if api and self.at_once > self.limits.at_once:
+                self.metrics.refused.labels("at once").inc()
+                raise Overloaded(f"{self.at_once - 1} requests are being worked on", 1.0)
             declared = headers.get(b"content-length", b"")
-            if api and declared.isdigit() and int(declared) > self.body_bytes:
-                raise _BodyTooLarge(self.body_bytes)
-            await self.app(scope, counted, answered)
+            if api and declared.isdigit() and int(declared) > self.limits.body_bytes:
+                raise _BodyTooLarge(self.limits.body_bytes)
+            async with asyncio.timeout(self.limits.seconds if api else None):
+                await self.app(scope, counted, answered)
+        except (Overloaded, TimeoutError) as error:
+            if started:
+                raise
+            if isinstance(error, TimeoutError):
+                self.metrics.refused.labels("deadline").inc()
+                error = Overloaded(f"no answer within {self.limits.seconds:g} s", 1.0)
+            await foveal_response(error)(scope, receive, answered)
         except _BodyTooLarge as error:
             if started:
                 raise
@@ -181,6 +197,7 @@ class _Surroundings:
             )  # fmt: skip
             await response(scope, receive, answered)
         finally:
+            self.at_once -= api
             self.metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", None) or ("other" if api else "pages")
             self.metrics.requests.labels(route, scope["method"], str(status)).inc()
