@@ -21,7 +21,8 @@ from foveal.eval_cli import eval_app
 from foveal.memory_cli import memory_app
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
-from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir, registry_app
+from foveal.registry_cli import registry_app
+from foveal.serve_cli import keys_app, serve
 
 if TYPE_CHECKING:
     pass
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 app.add_typer(eval_app, name="eval")
+app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")
 for command in (precision_cli.sample, precision_cli.audit, precision_cli.suspects):
     prelabel_app.command()(command)
@@ -43,6 +45,7 @@ app.add_typer(prelabel_app, name="prelabel")
 app.add_typer(registry_app, name="registry")
 app.command()(distill)
 app.command()(export)
+app.command()(serve)
 
 
 def _show_version(value: bool) -> None:
@@ -137,55 +140,6 @@ def gate(
         Console().print(report.table())
     if not report.passed:
         raise typer.Exit(report.exit_code)
-
-
-@app.command()
-def serve(
-    archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
-    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
-    open_detector: Annotated[
-        str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
-    ] = None,
-    vlm: Annotated[str | None, typer.Option(metavar="REF", help="Model that answers questions.")] = None,
-    prelabels: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
-    ] = None,
-    label_studio: Annotated[
-        str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
-    ] = None,
-    allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="HOST", help="Host that tasks' pictures may lie on; repeatable.")
-    ] = None,
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
-    json_: Json = False,
-) -> None:
-    """Serve search, detection and embeddings over HTTP.
-
-    Example: foveal serve --archive runs/archive --detector artifact:depot@production
-    """
-    from distill.prelabel import load_labeller
-    from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
-    from retrieval.archive import Archive
-    from retrieval.sources_web import Web
-    from serve.app import create_app
-    from serve.label_studio import Pictures
-    from serve.server import serve as run
-
-    opened = Archive.open(archive) if archive else None
-    served = create_app(
-        archive=opened,
-        encoder=load_encoder(opened.encoder) if opened else None,
-        detector=load_detector(detector, registry) if detector else None,
-        open_detector=load_open_detector(open_detector) if open_detector else None,
-        vlm=load_vlm(vlm) if vlm else None,
-        labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
-        pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
-        demo=demo,
-    )
-    run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ app = create_app(archive=Archive.open("archive"), encoder=load_encoder("bundled:
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from distill.labeller import Labeller
 from foveal import __version__
@@ -24,12 +25,16 @@ from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
 from serve.archive_routes import archive_api
+from serve.audit import Audit
 from serve.engine import Engine, Limits, Model, kind_of
+from serve.keys import Keys
 from serve.label_studio import Pictures, backend
+from serve.login import login
 from serve.metrics import Metrics
 from serve.routes import api
 
 log = logging.getLogger("foveal.serve")
+COUNT_SECONDS = 5.0  # between writes of how often keys were used
 
 
 def create_app(
@@ -43,6 +48,9 @@ def create_app(
     models: Mapping[str, Model] | None = None,
     limits: Limits | None = None,
     pictures: Pictures | None = None,
+    keys: Keys | None = None,
+    audit: Audit | None = None,
+    origins: Sequence[str] = (),
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
@@ -53,6 +61,9 @@ def create_app(
             `labeller`, the default of its kind.
         models: further models of any kind, by the name that requests use.
         pictures: where Label Studio's tasks may have their pictures fetched from; None: nowhere.
+        keys: who may ask what; None: everyone everything.
+        audit: where it is written who saw or changed what.
+        origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
@@ -87,8 +98,12 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_warm, engine)
+            if keys is not None:
+                tasks.start_soon(_count, keys)
             yield
             tasks.cancel_scope.cancel()
+        if keys is not None:
+            keys.save_counts()
         engine.close()
 
     app = FastAPI(
@@ -99,11 +114,18 @@ def create_app(
         docs_url=None,
         redoc_url=None,
     )
-    app.state.engine = engine
-    middleware.install(app, metrics, limits)
+    app.state.engine, app.state.keys = engine, keys
+    middleware.install(app, metrics, limits, keys, audit)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )  # fmt: skip
     app.include_router(archive_api(engine))
     app.include_router(api(engine))
     app.include_router(backend(engine, pictures or Pictures()))
+    if keys is not None:
+        app.include_router(login(keys))
     _operations(app, engine, metrics)
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
@@ -121,6 +143,12 @@ def create_app(
             return {"name": "foveal", "version": __version__, "openapi": "/openapi.json", "models": "/v1/models"}
 
     return app
+
+
+async def _count(keys: Keys) -> None:
+    while True:
+        await anyio.sleep(COUNT_SECONDS)
+        await anyio.to_thread.run_sync(keys.save_counts)
 
 
 async def _warm(engine: Engine) -> None:

@@ -53,6 +53,8 @@ def archive_api(engine: Engine) -> APIRouter:
 
     @router.get("/archives", tags=["items"], summary="What can be searched")
     async def archives() -> schemas.ArchiveList:
+        seen = engine.visible()
+
         def look() -> list[schemas.ArchiveCard]:
             return [
                 schemas.ArchiveCard(
@@ -62,7 +64,7 @@ def archive_api(engine: Engine) -> APIRouter:
                     fingerprint=store.fingerprint,
                     columns=store.columns,
                 )
-                for name, store in engine.archives.items()
+                for name, store in seen.items()
             ]
 
         return schemas.ArchiveList(archives=await anyio.to_thread.run_sync(look))

@@ -31,6 +31,8 @@ from retrieval.grounding import AnswersMany
 from retrieval.query import SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
+from serve.audit import note
+from serve.keys import caller
 from serve.lanes import Lane
 
 if TYPE_CHECKING:
@@ -160,14 +162,21 @@ class Engine:
         raise NotFound(f"no {what} {name!r}", expected=f"one of {', '.join(choices)}")
 
     def archive(self, name: str | None = None) -> tuple[str, Archive]:
-        """(name, archive): the named one, else the default; NotFound when there is none."""
-        if name is None and self.archives:
-            return next(iter(self.archives.items()))
-        if name in self.archives:
-            return name, self.archives[name]
-        if not self.archives:
+        """(name, archive): the named one, else the default, of those that the caller's key may see; NotFound else."""
+        seen = self.visible()
+        if name is None and seen:
+            return next(iter(seen.items()))
+        if name in seen:
+            return name, seen[name]
+        if not seen:
             raise NotFound("this server has no archive", remedy="Start it with one: foveal serve --archive DIR")
-        raise NotFound(f"no archive {name!r}", expected=f"one of {', '.join(self.archives)}")
+        raise NotFound(f"no archive {name!r}", expected=f"one of {', '.join(seen)}")
+
+    def visible(self) -> dict[str, Archive]:
+        """The archives that the caller's key may see."""
+        key = caller.get()
+        every = key is None or key.archives is None
+        return {name: store for name, store in self.archives.items() if every or name in key.archives}
 
     async def item(self, id: str, archive: str | None = None) -> Item:
         """One image of an archive by its id; NotFound when no such image is in it."""
@@ -177,6 +186,7 @@ class Engine:
         found = await anyio.to_thread.run_sync(store.items, [id], COLUMNS, limiter=self._searching)
         if not found:
             raise NotFound(f"archive {name!r} has no item {id!r}")
+        note(name, [id])
         return _item(name, id, found[id])
 
     async def sample(self, count: int, archive: str | None = None) -> list[Item]:
@@ -218,7 +228,9 @@ class Engine:
         encoder: Encoder = self.model("encoder", key)[1]
         call = functools.partial(encode_together, encoder=encoder)
         asked = await self.lanes[key].run("encode", call, query, key="queries", weight=len(query.parts_to_encode))
-        return name, await self._run("search", self._searching, store.answer, asked)
+        found = await self._run("search", self._searching, store.answer, asked)
+        note(name, [hit.id for hit in found])
+        return name, found
 
     async def judge(self, text: str, right: Sequence[str], wrong: Sequence[str], archive: str | None = None) -> int:
         """Keeps what people said of a text's hits, durably; returns how many judgements that were.

@@ -1,36 +1,53 @@
-"""What surrounds every request: an id, its time, limits on its body and its seconds, and errors in one shape.
+"""What surrounds every request: who may ask, an id, its time, limits on its body and seconds, errors in one shape.
 
 Every error is `{"error": {"type", "message", "expected", "received", "remedy"}}`, with the status that fits:
-400 a request that cannot be read, 404 something that is not here, 409 vectors of another encoder, 413 too large,
-422 a readable request whose content cannot be used, 503 something that is not ready or not there at the moment.
+400 a request that cannot be read, 401 no key, 403 a key that may not, 404 something that is not here, 409 vectors of
+another encoder, 413 too large, 422 a readable request whose content cannot be used, 429 a key that asks too often,
+503 something that is not ready or not there at the moment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import re
 import time
 import uuid
 from collections.abc import Mapping
+from http.cookies import SimpleCookie
 from typing import Any, cast
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
+from serve.audit import Audit, showing
 from serve.engine import Limits, NotFound, TooLarge
+from serve.keys import Key, Keys, Refused, TooOften, caller, verb_of
 from serve.lanes import Overloaded
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
 LIMITED = ("/v1/", "/label-studio/")  # what has a limit on its body; pages of the demo have their own
+LOCAL = ("127.0.0.1", "localhost", "::1")
+COOKIE = "foveal_key"
+UNAUDITED = ("/health/live", "/health/ready", "/metrics")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
+
+
+class BadRequest(BadInput):
+    """A request that cannot even be read."""
+
+
 # The first class that an error is an instance of decides its status.
 STATUS: tuple[tuple[type[FovealError], int], ...] = (
+    (BadRequest, 400),
+    (TooOften, 429),
     (NotFound, 404),
     (TooLarge, 413),
     (FingerprintMismatch, 409),
@@ -39,10 +56,6 @@ STATUS: tuple[tuple[type[FovealError], int], ...] = (
     (ConfigError, 422),
     (FovealError, 500),
 )
-
-
-class BadRequest(BadInput):
-    """A request that cannot even be read."""
 
 
 def error_response(
@@ -60,9 +73,11 @@ def error_response(
     return JSONResponse({"error": body}, status, dict(headers or {}))
 
 
-def install(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
+def install(
+    app: FastAPI, metrics: Metrics, limits: Limits, keys: Keys | None = None, audit: Audit | None = None
+) -> None:
     """Adds the middleware and the error handlers to `app`."""
-    app.add_middleware(_Surroundings, metrics=metrics, limits=limits)
+    app.add_middleware(_Surroundings, metrics=metrics, limits=limits, keys=keys, audit=audit)
     app.add_exception_handler(FovealError, _foveal_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
@@ -70,9 +85,13 @@ def install(app: FastAPI, metrics: Metrics, limits: Limits) -> None:
 
 def foveal_response(error: FovealError) -> JSONResponse:
     """The answer to an error that says what was wrong."""
-    status = 400 if isinstance(error, BadRequest) else next(code for kind, code in STATUS if isinstance(error, kind))
-    retry = error.retry_after if isinstance(error, Overloaded) else 1
-    headers = {"Retry-After": str(retry)} if status == 503 else {}
+    if isinstance(error, Refused):
+        status = error.status
+    else:
+        status = next(code for kind, code in STATUS if isinstance(error, kind))
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status in (429, 503):
+        headers = {"Retry-After": str(error.retry_after if isinstance(error, (Overloaded, TooOften)) else 1)}
     return error_response(
         status, type(error).__name__, error.message, expected=error.expected, received=error.received,
         remedy=error.remedy, headers=headers,
@@ -134,8 +153,8 @@ class _BodyTooLarge(HTTPException):
 class _Surroundings:
     """Pure ASGI, so that bodies stream through; pages of the demo pass untouched but for their id."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits) -> None:
-        self.app, self.metrics, self.limits = app, metrics, limits
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, keys: Keys | None, audit: Audit | None) -> None:
+        self.app, self.metrics, self.limits, self.keys, self.audit = app, metrics, limits, keys, audit
         self.at_once = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,7 +186,11 @@ class _Surroundings:
 
         self.metrics.in_flight.inc()
         self.at_once += api
+        shown, key = showing(), None
         try:
+            _trust(scope, headers)
+            key = self._admit(scope, headers)
+            caller.set(key)
             if api and self.at_once > self.limits.at_once:
                 self.metrics.refused.labels("at once").inc()
                 raise Overloaded(f"{self.at_once - 1} requests are being worked on", 1.0)
@@ -176,13 +199,17 @@ class _Surroundings:
                 raise _BodyTooLarge(self.limits.body_bytes)
             async with asyncio.timeout(self.limits.seconds if api else None):
                 await self.app(scope, counted, answered)
-        except (Overloaded, TimeoutError) as error:
+        except (Overloaded, Refused, TooOften, BadRequest, TimeoutError) as error:
             if started:
                 raise
             if isinstance(error, TimeoutError):
                 self.metrics.refused.labels("deadline").inc()
                 error = Overloaded(f"no answer within {self.limits.seconds:g} s", 1.0)
-            await foveal_response(error)(scope, receive, answered)
+            if isinstance(error, Refused) and scope["method"] == "GET" and b"text/html" in headers.get(b"accept", b""):
+                response: Response = RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
+            else:
+                response = foveal_response(error)
+            await response(scope, receive, answered)
         except _BodyTooLarge as error:
             if started:
                 raise
@@ -191,14 +218,62 @@ class _Surroundings:
             log.exception("request %s to %s %s failed", request_id, scope["method"], scope["path"])
             if started:
                 raise
-            response = error_response(
+            failure = error_response(
                 500, "InternalError", "the server failed on this request",
                 remedy=f"Its log has the cause under request id {request_id}.",
             )  # fmt: skip
-            await response(scope, receive, answered)
+            await failure(scope, receive, answered)
         finally:
             self.at_once -= api
             self.metrics.in_flight.dec()
             route = getattr(scope.get("route"), "path", None) or ("other" if api else "pages")
             self.metrics.requests.labels(route, scope["method"], str(status)).inc()
             self.metrics.latency.labels(route).observe(time.perf_counter() - began)
+            if self.audit is not None and route not in UNAUDITED:
+                self.audit.write(
+                    shown,
+                    request=request_id,
+                    key=key and key.name,
+                    client=(scope.get("client") or ("",))[0],
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                )
+
+    def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Key | None:
+        """The key of a request; None where none is needed."""
+        verb = verb_of(scope["method"], scope["path"])
+        if self.keys is None or verb is None:
+            return None
+        return self.keys.admit(_secret(headers), verb)
+
+
+def _secret(headers: Mapping[bytes, bytes]) -> str | None:
+    """The key that a request brings: as bearer token, as password, or in the cookie of the pages."""
+    kind, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip()
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return ""
+    cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
+    return None if cookie is None else cookie.value
+
+
+def _trust(scope: Scope, headers: Mapping[bytes, bytes]) -> None:
+    """Refuses names of this machine that a web page may have been given, where nothing else tells who asks.
+
+    Raises:
+        BadRequest: the server is for this machine only, and is called by another name.
+    """
+    if not getattr(scope["app"].state, "local_only", False):
+        return
+    host = headers.get(b"host", b"").decode("latin-1").rpartition(":")
+    name = (host[0] or host[2]).strip("[]") if host[1] else host[2]
+    if name not in LOCAL:
+        raise BadRequest(
+            "this server answers on this machine only", expected=f"the host {' or '.join(LOCAL)}", received=name[:80],
+            remedy="To be called by other names it needs keys: foveal serve --keys FILE.",
+        )  # fmt: skip

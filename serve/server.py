@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
@@ -30,9 +31,18 @@ def serve(
 
     Raises:
         Unavailable: the port is in use or not allowed, or the application does not start.
-        BadInput: the host is not an address of this machine.
+        BadInput: the host is not an address of this machine, or others could reach it and there are no keys.
     """
     listener = _bind(host, port)
+    if getattr(app.state, "keys", None) is None:
+        if not ip_address(listener.getsockname()[0]).is_loopback:
+            listener.close()
+            raise BadInput(
+                f"{host} can be reached by others, who could see and change everything here",
+                expected="keys, or an address of this machine only",
+                remedy="foveal keys add NAME --verb search, then foveal serve --keys runs/keys.sqlite.",
+            )
+        app.state.local_only = True
     server = _Server(_config(app, logging.INFO), on_started=lambda: on_ready and on_ready(_url(listener)))
     # uvicorn raises the signal again when it is done; by then all is shut down, so it has nothing left to say.
     previous = {each: signal.signal(each, _ignore) for each in (signal.SIGINT, signal.SIGTERM)}

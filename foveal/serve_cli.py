@@ -1,0 +1,158 @@
+"""`foveal serve`, and the keys that a server asks for."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foveal.printing import Json, emit, emit_rows
+from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
+
+DEFAULT_KEYS = Path("runs/keys.sqlite")
+KeysFile = Annotated[Path, typer.Option("--keys", metavar="FILE", help="File of keys.")]
+KeyName = Annotated[str, typer.Argument(help="Whose key it is.")]
+
+keys_app = typer.Typer(no_args_is_help=True, help="Who may ask a server what.")
+
+
+def serve(
+    archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
+    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
+    open_detector: Annotated[
+        str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
+    ] = None,
+    vlm: Annotated[str | None, typer.Option(metavar="REF", help="Model that answers questions.")] = None,
+    prelabels: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
+    ] = None,
+    label_studio: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="HOST", help="Host that tasks' pictures may lie on; repeatable.")
+    ] = None,
+    keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask for keys; see `foveal keys add`.")] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write who saw or changed what, a line of JSON each.")
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
+    ] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
+    json_: Json = False,
+) -> None:
+    """Serve search, detection and embeddings over HTTP.
+
+    Example: foveal serve --archive runs/archive --detector artifact:depot@production
+    """
+    from distill.prelabel import load_labeller
+    from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
+    from retrieval.archive import Archive
+    from retrieval.sources_web import Web
+    from serve.app import create_app
+    from serve.audit import Audit
+    from serve.keys import Keys
+    from serve.label_studio import Pictures
+    from serve.server import serve as run
+
+    opened = Archive.open(archive) if archive else None
+    served = create_app(
+        archive=opened,
+        encoder=load_encoder(opened.encoder) if opened else None,
+        detector=load_detector(detector, registry) if detector else None,
+        open_detector=load_open_detector(open_detector) if open_detector else None,
+        vlm=load_vlm(vlm) if vlm else None,
+        labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
+        pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
+        keys=Keys(keys) if keys else None,
+        audit=Audit(audit) if audit else None,
+        origins=cors_origin or (),
+        demo=demo,
+    )
+    run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
+
+
+@keys_app.command("add")
+def keys_add(
+    name: KeyName,
+    verb: Annotated[
+        list[str], typer.Option(metavar="VERB", help="search, detect, embed, write, metrics or pages; repeatable.")
+    ],
+    archive: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Archive that it may see; repeatable. All by default.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Requests a second.")] = None,
+    quota: Annotated[int | None, typer.Option(help="Requests a day.")] = None,
+    days: Annotated[float | None, typer.Option(help="Until it ends.")] = None,
+    keys: KeysFile = DEFAULT_KEYS,
+    json_: Json = False,
+) -> None:
+    """Make a key and show it, this once. A running server knows it at once.
+
+    Example: foveal keys add annotators --verb detect --verb search --rate 20
+    """
+    from serve.keys import Keys
+
+    emit({"name": name, "key": Keys(keys).add(name, verb, archives=archive, rate=rate, quota=quota, days=days)}, json_)
+
+
+@keys_app.command("list")
+def keys_list(keys: KeysFile = DEFAULT_KEYS, json_: Json = False) -> None:
+    """The keys, what they are for, and how often they were used today.
+
+    Example: foveal keys list
+    """
+    from serve.keys import Keys
+
+    store = Keys(keys)
+    used: dict[str, int] = store.used() if keys.is_file() else {}
+    rows: list[dict[str, Any]] = [
+        {
+            "name": key.name,
+            "verbs": ", ".join(sorted(key.verbs)),
+            "archives": "all" if key.archives is None else ", ".join(sorted(key.archives)),
+            "rate": key.rate,
+            "quota": key.quota,
+            "today": used.get(key.name, 0),
+            "ends": None if key.expires is None else datetime.fromtimestamp(key.expires, UTC).isoformat(" ", "minutes"),
+        }
+        for key in store.list()
+    ]
+    if json_:
+        emit({"keys": rows}, True)
+    else:
+        emit_rows(rows)
+
+
+@keys_app.command("rotate")
+def keys_rotate(
+    name: KeyName,
+    grace: Annotated[float, typer.Option(min=0, help="Hours that the old key still works.")] = 24.0,
+    keys: KeysFile = DEFAULT_KEYS,
+    json_: Json = False,
+) -> None:
+    """Make a new key with the rights of the old one.
+
+    Example: foveal keys rotate annotators --grace 48
+    """
+    from serve.keys import Keys
+
+    emit({"name": name, "key": Keys(keys).rotate(name, grace_hours=grace)}, json_)
+
+
+@keys_app.command("revoke")
+def keys_revoke(name: KeyName, keys: KeysFile = DEFAULT_KEYS, json_: Json = False) -> None:
+    """Take a key back, from the next request on.
+
+    Example: foveal keys revoke annotators
+    """
+    from serve.keys import Keys
+
+    emit({"name": name, "revoked": Keys(keys).revoke(name)}, json_)

@@ -1,0 +1,46 @@
+"""Who saw or changed what: a line of JSON for each request, with the items it showed; nothing of pictures or texts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+_shown: ContextVar[list[tuple[str, str]] | None] = ContextVar("shown", default=None)
+
+
+def showing() -> list[tuple[str, str]]:
+    """Starts a request's list of (archive, item) that it shows or changes, which `note` adds to."""
+    shown: list[tuple[str, str]] = []
+    _shown.set(shown)
+    return shown
+
+
+def note(archive: str, ids: Iterable[str]) -> None:
+    """Notes items that the request at hand shows or changes."""
+    if (shown := _shown.get()) is not None:
+        shown.extend((archive, id) for id in ids)
+
+
+class Audit:
+    """A file that lines are added to; it may be moved away at any time."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(self, shown: list[tuple[str, str]], **facts: Any) -> None:
+        """Adds a line."""
+        items: dict[str, list[str]] = {}
+        for archive, id in dict.fromkeys(shown):
+            items.setdefault(archive, []).append(id)
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts, "items": items}
+        handle = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(handle)
