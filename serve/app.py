@@ -6,6 +6,7 @@ app = create_app(archive=Archive.open("archive"), encoder=load_encoder("bundled:
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from distill.labeller import Labeller
 from foveal import __version__
-from foveal.errors import BadInput
+from foveal.errors import BadInput, FovealError
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
@@ -103,7 +104,7 @@ def create_app(
             yield
             tasks.cancel_scope.cancel()
         if keys is not None:
-            keys.save_counts()
+            _save_counts(keys)
         engine.close()
 
     app = FastAPI(
@@ -148,7 +149,14 @@ def create_app(
 async def _count(keys: Keys) -> None:
     while True:
         await anyio.sleep(COUNT_SECONDS)
-        await anyio.to_thread.run_sync(keys.save_counts)
+        await anyio.to_thread.run_sync(_save_counts, keys)
+
+
+def _save_counts(keys: Keys) -> None:
+    try:
+        keys.save_counts()
+    except (FovealError, sqlite3.Error, OSError) as error:  # a full disk must not end the server
+        log.error("how often keys were used is not written: %s", error)
 
 
 async def _warm(engine: Engine) -> None:

@@ -247,6 +247,7 @@ class Engine:
             if missing := [id for id in ids if id not in known]:
                 raise NotFound(f"archive {name!r} has no item {missing[0][:80]!r}")
             Feedback(store.path / "feedback.sqlite").add(judged)
+            note(name, ids)
 
         await anyio.to_thread.run_sync(keep, limiter=self._writing)
         return len(judged)

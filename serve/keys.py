@@ -215,12 +215,18 @@ class Keys:
         counts, self._unsaved = self._unsaved, {}
         if not counts:
             return
-        with self._open() as database, database:
-            database.executemany(
-                "INSERT INTO used VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
-                [(name, day, count) for (name, day), count in counts.items()],
-            )
-            database.execute("DELETE FROM used WHERE day < ?", (int(time.time() // DAY) - 400,))
+        try:
+            with self._open() as database, database:
+                database.executemany(
+                    "INSERT INTO used VALUES (?, ?, ?) "
+                    "ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
+                    [(name, day, count) for (name, day), count in counts.items()],
+                )
+                database.execute("DELETE FROM used WHERE day < ?", (int(time.time() // DAY) - 400,))
+        except (FovealError, sqlite3.Error):
+            for key, count in counts.items():  # for the next time
+                self._unsaved[key] = self._unsaved.get(key, 0) + count
+            raise
 
     # Inside.
 
