@@ -8,8 +8,8 @@ Three kinds of work, each over HTTP with wrk's closed loop at several concurrenc
     detection    JPEG files uploaded as forms         offline: decode and detect in batches, in one thread
     embedding    texts, OpenAI's form                 in process: `encode_texts` in batches
 
-Then detection in an open loop: at 70% of the best rate for its tail, at five times that rate for what overload does, and
-at 70% again for recovery. LitServe (`pip install litserve`) is left out where it is not installed. wrk is Debian's.
+Then detection in an open loop: at 70% of the best rate for its tail, at five times that rate for what overload does,
+and at 70% again for recovery. LitServe (`pip install litserve`) is left out where it is not installed. wrk is Debian's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def texts(count: int = 200) -> list[str]:
 
 
 def pictures(folder: Path, count: int = 64) -> list[bytes]:
-    world.write(folder, "site", count, 5)
+    if not folder.exists():
+        world.write(folder, "site", count, 5)
     made: list[bytes] = []
     for path in sorted(folder.rglob("*.jpg"))[:count] or sorted(folder.rglob("*.png"))[:count]:
         buffer = io.BytesIO()
@@ -125,7 +126,8 @@ def wrk(
             f"local bodies, at = {{}}, 0\nfor n = 0, {len(payloads) - 1} do\n"
             f'  local file = io.open("{folder}/" .. n, "rb"); bodies[n] = file:read("*a"); file:close()\nend\n'
             f'wrk.method = "POST"\nwrk.headers["Content-Type"] = "{content}"\n'
-            f"function request()\n  at = (at + 1) % {len(payloads)}\n  return wrk.format(nil, nil, nil, bodies[at])\nend\n"
+            f"function request()\n  at = (at + 1) % {len(payloads)}\n"
+            "  return wrk.format(nil, nil, nil, bodies[at])\nend\n"
             "function done(summary, latency)\n"
             '  io.write(string.format("RESULT %d %d %d %f %f %f\\n", summary.requests, summary.duration,\n'
             "    summary.errors.status + summary.errors.connect + summary.errors.read + summary.errors.timeout,\n"

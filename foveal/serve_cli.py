@@ -29,6 +29,9 @@ def serve(
     prelabels: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
     ] = None,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Memory of labelled crops, to classify and verify with.")
+    ] = None,
     label_studio: Annotated[
         str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
     ] = None,
@@ -55,6 +58,8 @@ def serve(
     from distill.prelabel import load_labeller
     from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
+    from retrieval.memory import ExemplarMemory
+    from retrieval.memory_files import Stored
     from retrieval.sources_web import Web
     from serve.app import create_app
     from serve.audit import Audit
@@ -63,14 +68,21 @@ def serve(
     from serve.server import serve as run
 
     opened = Archive.open(archive) if archive else None
+    encoder = load_encoder(opened.encoder) if opened else None
+    remembered = None
+    if memory is not None:
+        stored = Stored.read(memory)
+        own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
+        remembered = ExemplarMemory.load(memory, own or load_encoder(stored.encoder))
     served = create_app(
         archive=opened,
-        encoder=load_encoder(opened.encoder) if opened else None,
+        encoder=encoder,
         detector=load_detector(detector, registry) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
         vlm=load_vlm(vlm) if vlm else None,
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
+        memory=remembered,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),
@@ -83,7 +95,7 @@ def serve(
 def keys_add(
     name: KeyName,
     verb: Annotated[
-        list[str], typer.Option(metavar="VERB", help="search, detect, embed, write, metrics or pages; repeatable.")
+        list[str], typer.Option(metavar="VERB", help="search, detect, ask, embed, write, metrics or pages; repeatable.")
     ],
     archive: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Archive that it may see; repeatable. All by default.")

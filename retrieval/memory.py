@@ -108,6 +108,11 @@ class ExemplarMemory:
         return cls(encoder, collected, context, Voting(K_CHOICES[1], TEMPERATURES[1])).retuned()
 
     @property
+    def name(self) -> str:
+        """What it is, by its encoder."""
+        return f"memory of {self.encoder.name}"
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the encoder, the remembered crops and how they vote."""
         digest = hashlib.sha256(self.encoder.fingerprint.encode())

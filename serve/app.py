@@ -24,10 +24,12 @@ from foveal import __version__
 from foveal.errors import BadInput, FovealError
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.memory import ExemplarMemory
 from serve import middleware
 from serve.archive_routes import archive_api
 from serve.audit import Audit
 from serve.engine import Engine, Limits, Model, kind_of
+from serve.judgement_routes import judgement_api
 from serve.keys import Keys
 from serve.label_studio import Pictures, backend
 from serve.login import login
@@ -46,6 +48,7 @@ def create_app(
     open_detector: OpenDetector | None = None,
     vlm: VisionLanguageModel | None = None,
     labeller: Labeller | None = None,
+    memory: ExemplarMemory | None = None,
     models: Mapping[str, Model] | None = None,
     limits: Limits | None = None,
     pictures: Pictures | None = None,
@@ -58,8 +61,8 @@ def create_app(
 
     Args:
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
-        encoder, detector, open_detector, vlm, labeller: served as `encoder`, `detector`, `open-detector`, `vlm` and
-            `labeller`, the default of its kind.
+        encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
+            `vlm`, `labeller` and `memory`, the default of its kind.
         models: further models of any kind, by the name that requests use.
         pictures: where Label Studio's tasks may have their pictures fetched from; None: nowhere.
         keys: who may ask what; None: everyone everything.
@@ -78,6 +81,7 @@ def create_app(
         ("open-detector", open_detector),
         ("vlm", vlm),
         ("labeller", labeller),
+        ("memory", memory),
     )
     for name, model in given:
         if model is not None:
@@ -123,6 +127,7 @@ def create_app(
             expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
     app.include_router(archive_api(engine))
+    app.include_router(judgement_api(engine))
     app.include_router(api(engine))
     app.include_router(backend(engine, pictures or Pictures()))
     if keys is not None:

@@ -27,7 +27,8 @@ from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback, Judgement
-from retrieval.grounding import AnswersMany
+from retrieval.grounding import AnswersMany, GroundedAnswer, answer
+from retrieval.memory import ExemplarMemory
 from retrieval.query import SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foveal.serve")
 T = TypeVar("T")
-Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller
-Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
+Box = tuple[float, float, float, float]  # xyxy pixels
+Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller | ExemplarMemory
+Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller", "memory"]
 OPTIONS = {"labeller": "prelabels"}  # what an option of `foveal serve` is called where it is not the kind
 COLUMNS = ("uri", "content_hash", "width", "height", "metadata")
 WHERE = re.compile(r"where (?:is|are) (?:(?:the|an?) )?(?P<phrase>[^?]+?) ?\??", re.IGNORECASE)
@@ -95,10 +97,12 @@ class Answer:
 
 
 def kind_of(model: Model) -> Kind:
-    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts), `vlm` (answers in words) or
-    `labeller` (a labelling job's judgement of each box)."""
+    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts), `vlm` (answers in words),
+    `labeller` (a labelling job's judgement of each box) or `memory` (labelled crops that vote)."""
     if hasattr(model, "label"):
         return "labeller"
+    if hasattr(model, "verify"):
+        return "memory"
     if hasattr(model, "answer"):
         return "vlm"
     if hasattr(model, "encode_images"):
@@ -175,8 +179,8 @@ class Engine:
     def visible(self) -> dict[str, Archive]:
         """The archives that the caller's key may see."""
         key = caller.get()
-        every = key is None or key.archives is None
-        return {name: store for name, store in self.archives.items() if every or name in key.archives}
+        allowed = None if key is None else key.archives
+        return {name: store for name, store in self.archives.items() if allowed is None or name in allowed}
 
     async def item(self, id: str, archive: str | None = None) -> Item:
         """One image of an archive by its id; NotFound when no such image is in it."""
@@ -267,20 +271,67 @@ class Engine:
     ) -> tuple[str, Detections]:
         """(name of the model, detections best first); with `prompts` an open-vocabulary detector answers."""
         if prompts is not None:
-            asked = _prompts(prompts, self.limits.prompts)
+            asked = tuple(_prompts(prompts, self.limits.prompts))
             name, detector = self.model("open-detector", model)
         else:
             if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
                 self._explain_no_detector()
             asked, (name, detector) = None, self.model("detector", model)
         call = functools.partial(_detected, detector, asked)
-        return name, await self.lanes[name].run("detect", call, (image, threshold), key=asked and tuple(asked))
+        return name, await self.lanes[name].run("detect", call, (image, threshold), key=asked)
 
     async def prelabel(self, image: Image, *, model: str | None = None) -> tuple[str, Labelled]:
         """(name of the labeller, the image's judged boxes, most probable first)."""
         name, labeller = self.model("labeller", model)
         call: Callable[[list[Image]], list[Labelled]] = labeller.label
         return name, await self.lanes[name].run("prelabel", call, image)
+
+    async def classify(
+        self, image: Image, boxes: Sequence[Box], *, model: str | None = None
+    ) -> tuple[str, tuple[str, ...], FloatArray]:
+        """(name of the memory, its classes, probabilities (N, C + 1) of each box, the last that it is none of them)."""
+        name, memory = self.model("memory", model)
+        call = functools.partial(_classified, memory)
+        return name, memory.classes, await self.lanes[name].run("classify", call, (image, _inside(image, boxes)))
+
+    async def verify(
+        self, image: Image, boxes: Sequence[Box], labels: Sequence[str], *, model: str | None = None
+    ) -> tuple[str, Detections, FloatArray]:
+        """(name of the memory, the labelled boxes with their neighbours, the support (N,) of each label)."""
+        name, memory = self.model("memory", model)
+        names = list(dict.fromkeys(labels))
+        numbers = [names.index(label) for label in labels]
+        proposed = Detections.build(_inside(image, boxes), np.ones(len(labels)), numbers, names)
+        found, support = await self.lanes[name].run("verify", functools.partial(_verified, memory), (image, proposed))
+        return name, found, support
+
+    async def ask_archive(
+        self,
+        question: str,
+        *,
+        k: int = 4,
+        about: str | None = None,
+        filter: str | None = None,
+        archive: str | None = None,
+        model: str | None = None,
+    ) -> tuple[str, str, GroundedAnswer]:
+        """(name of the model, name of the archive, what the model says of the images that match, with citations).
+
+        Raises:
+            NotFound: there is no vision-language model, or no archive.
+            BadInput: see `retrieval.grounding.answer`.
+        """
+        (name, vlm), (place, store) = self.model("vlm", model), self.archive(archive)
+        encoder = self.models[self._encoder_of[place]]
+
+        def say(questions: list[str]) -> list[GroundedAnswer]:
+            return [
+                answer(one, store, cast(Encoder, encoder), vlm, k=k, about=about, filter=filter) for one in questions
+            ]
+
+        said = await self.lanes[name].run("ask", say, question, key=(place, k, about, filter), weight=k)
+        note(place, [citation.id for citation in said.citations])
+        return name, place, said
 
     async def ask(self, image: Image, question: str, *, model: str | None = None) -> Answer:
         """One question about one picture; "where is the ..." is answered with boxes, in the way the model writes them.
@@ -332,11 +383,14 @@ class Engine:
                 await lane.measure(functools.partial(_embedded, cast(Encoder, model)), (["a photo"], [grey]))
             elif kind == "labeller":
                 await lane.measure(cast(Labeller, model).label, grey)
+            elif kind == "memory":
+                whole = np.array([[0, 0, *grey.size]], dtype=np.float32)
+                await lane.measure(functools.partial(_classified, cast(ExemplarMemory, model)), (grey, whole))
             elif kind == "vlm":
                 await lane.measure(functools.partial(_said, cast(VisionLanguageModel, model)), (grey, "what is this"))
             else:
                 prompts = ["a photo"] if kind == "open-detector" else None
-                await lane.measure(functools.partial(_detected, model, prompts), (grey, 0.5))
+                await lane.measure(functools.partial(_detected, cast(Detector, model), prompts), (grey, 0.5))
             log.info("%s is warm, %d to a batch", name, lane.most)
         self.warm = True
 
@@ -395,6 +449,25 @@ def _said(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[str]
     return [vlm.answer(image, question) for image, question in items]
 
 
+def _classified(memory: ExemplarMemory, items: list[tuple[Image, FloatArray]]) -> list[FloatArray]:
+    return [memory.classify(image, boxes) for image, boxes in items]
+
+
+def _verified(memory: ExemplarMemory, items: list[tuple[Image, Detections]]) -> list[tuple[Detections, FloatArray]]:
+    return [memory.verify(image, proposed) for image, proposed in items]
+
+
+def _inside(image: Image, boxes: Sequence[Box]) -> FloatArray:
+    """The boxes (N, 4); BadInput unless each has an area within the image."""
+    found = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    edges = np.clip(found, 0, [image.width, image.height] * 2)
+    if not np.isfinite(found).all() or (edges[:, 2:] - edges[:, :2] < 1).any():
+        raise BadInput(
+            "a box does not lie in its image", expected=f"x1, y1, x2, y2 within {image.width} x {image.height} pixels"
+        )
+    return edges
+
+
 def _located(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[FloatArray]:
     return [vlm.locate(image, phrase) for image, phrase in items]
 
@@ -426,7 +499,8 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
 
 
 def _item(archive: str, id: str, row: Mapping[str, Any]) -> Item:
-    return Item(**{**row, "id": id, "metadata": json.loads(row["metadata"]), "archive": archive})
+    told: dict[str, Any] = {**row, "id": id, "metadata": json.loads(row["metadata"]), "archive": archive}
+    return Item(**told)
 
 
 def _spread(name: str, store: Archive, count: int) -> list[Item]:

@@ -24,7 +24,8 @@ DAY = 86_400
 # What a key may be allowed to do, and the addresses that each verb opens.
 VERBS: dict[str, tuple[str, ...]] = {
     "search": ("/v1/search", "/v1/archives", "/v1/items"),
-    "detect": ("/v1/detect", "/v1/prelabel", "/label-studio"),
+    "detect": ("/v1/detect", "/v1/prelabel", "/v1/classify", "/v1/verify", "/label-studio"),
+    "ask": ("/v1/ask",),
     "embed": ("/v1/embeddings",),
     "write": (),  # whatever changes something: see `verb_of`
     "metrics": ("/metrics",),

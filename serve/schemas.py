@@ -169,6 +169,87 @@ class PrelabelAnswer(BaseModel):
     boxes: list[Prelabelled] = Field(description="most probable first")
 
 
+class ClassifyRequest(ImageRequest):
+    """A picture, and where in it to look."""
+
+    boxes: list[Box] | None = Field(None, max_length=256, description="the whole picture by default")
+
+
+class Classified(BaseModel):
+    box: Box
+    label: str | None = Field(description="the most probable class; null: none of the memory's")
+    probability: float
+    probabilities: dict[str, float] = Field(description="of each class; what is missing to 1 is that it is none")
+
+
+class ClassifyAnswer(BaseModel):
+    model: str
+    fingerprint: str
+    results: list[Classified]
+
+
+class Proposal(_Request):
+    box: Box
+    label: Text
+
+
+class VerifyRequest(ImageRequest):
+    """A picture, and labels proposed for boxes in it."""
+
+    proposals: list[Proposal] = Field(min_length=1, max_length=256)
+
+
+class Verified(BaseModel):
+    box: Box
+    label: str
+    support: float = Field(description="share of the nearest remembered crops' vote that the label has, 0 to 1")
+    neighbours: list[NeighbourOf]
+
+
+class VerifyAnswer(BaseModel):
+    model: str
+    fingerprint: str
+    results: list[Verified]
+
+
+class AskRequest(_Request):
+    """A question about an archive, or about one picture where one is given."""
+
+    question: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    image: Base64Image | None = None
+    image_id: str | None = None
+    k: int = Field(4, ge=1, le=64, description="images of the archive that are looked at")
+    about: Text | None = Field(None, description="what to search for instead of the question's own words")
+    filter: str | None = Field(None, description="which images may be used, over their metadata")
+    archive: str | None = None
+    model: str | None = None
+
+
+class CitedImage(BaseModel):
+    id: str
+    uri: str
+    image_url: str
+    similarity: float
+    probability: float | None
+    answer: str | None = Field(description="what the model says of it; null when it was not asked")
+    weight: float = Field(description="its share of the vote")
+    supports: bool = Field(description="whether it says what the whole answer says")
+    shows: bool | None = Field(description="whether the model sees in it what was searched for")
+    reason: str | None = Field(description="why it could not be looked at")
+
+
+class AskAnswer(BaseModel):
+    model: str
+    text: str = Field(description="empty when nothing can be said")
+    places: list[Detected] | None = Field(None, description="where, for a picture that was asked where something is")
+    searched: str | None = Field(None, description="what the archive was searched for")
+    citations: list[CitedImage] = Field([], description="the images that the answer rests on, best match first")
+    agreement: float | None = Field(None, description="share of the vote for the answer")
+    nothing: bool = Field(False, description="the archive seems to hold nothing that the question could be about")
+    reason: str | None = Field(None, description="why there is no answer")
+    notes: list[str] = []
+
+
 class ImageUrl(BaseModel):
     url: str
 
@@ -222,7 +303,7 @@ class ModelCard(BaseModel):
     owned_by: Literal["foveal"] = "foveal"
     root: str = Field(description="the model reference it was loaded from")
     parent: str | None = Field(None, description="the base model, for one with an adapter")
-    kind: Literal["encoder", "detector", "open-detector", "vlm", "labeller"]
+    kind: Literal["encoder", "detector", "open-detector", "vlm", "labeller", "memory"]
     fingerprint: str
     classes: list[str] | None = None
     dimension: int | None = None
