@@ -22,7 +22,10 @@ from foveal.errors import BadInput
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from serve import middleware
+from serve.anylabeling import remote
+from serve.cvat import nuclio
 from serve.engine import Engine, Limits, Model, kind_of
+from serve.knn_service import knn_service
 from serve.label_studio import Pictures, backend
 from serve.metrics import Metrics
 from serve.routes import api
@@ -50,7 +53,7 @@ def create_app(
         encoder, detector, open_detector, vlm, labeller: served as `encoder`, `detector`, `open-detector`, `vlm` and
             `labeller`, the default of its kind.
         models: further models of any kind, by the name that requests use.
-        pictures: where Label Studio's tasks may have their pictures fetched from; None: nowhere.
+        pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
@@ -99,7 +102,9 @@ def create_app(
     app.state.engine = engine
     middleware.install(app, metrics, limits.body_bytes)
     app.include_router(api(engine))
-    app.include_router(backend(engine, pictures or Pictures()))
+    pictures = pictures or Pictures()
+    for router in (backend(engine, pictures), nuclio(engine), remote(engine), knn_service(engine, pictures)):
+        app.include_router(router)
     _operations(app, engine, metrics)
     if demo:
         from serve.demo import mount

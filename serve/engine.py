@@ -26,7 +26,7 @@ from foveal.errors import BadImage, BadInput, FingerprintMismatch
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
-from retrieval.query import SearchQuery
+from retrieval.query import EncodedQuery, SearchQuery
 from retrieval.results import Results
 
 if TYPE_CHECKING:
@@ -176,6 +176,11 @@ class Engine:
         _, store = self.archive(archive)
         return await anyio.to_thread.run_sync(_spread, store, count, limiter=self._searching)
 
+    async def looked_up(self, read: Callable[[Archive], T], archive: str | None = None) -> T:
+        """What `read` makes of an archive, off the event loop."""
+        _, store = self.archive(archive)
+        return await anyio.to_thread.run_sync(read, store, limiter=self._searching)
+
     # Doing things.
 
     async def decode(self, data: bytes) -> Image:
@@ -199,11 +204,14 @@ class Engine:
                 f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`."
             ) from error
 
-    async def search(self, query: SearchQuery, archive: str | None = None) -> tuple[str, Results]:
+    async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
-        if query.k > self.limits.k:
-            raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(query.k))
+        k = query.k if isinstance(query, SearchQuery) else query.query.k
+        if k > self.limits.k:
+            raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(k))
         name, store = self.archive(archive)
+        if isinstance(query, EncodedQuery):
+            return name, await self._run("search", self._searching, store.answer, query)
         key = self._encoder_of[name]
         encoder: Encoder = self.model("encoder", key)[1]
         asked = await self._run("encode", self._lanes[key], query.encoded, encoder)

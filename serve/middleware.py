@@ -25,7 +25,14 @@ from serve.engine import NotFound, TooLarge
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
-LIMITED = ("/v1/", "/label-studio/")  # what has a limit on its body; pages of the demo have their own
+LIMITED = (
+    "/v1/",
+    "/label-studio/",
+    "/x-anylabeling/",
+    "/api/",
+    "/knn-service",
+    "/metadata",
+)  # what has a limit on its body; pages of the demo have their own
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 # The first class that an error is an instance of decides its status.
 STATUS: tuple[tuple[type[FovealError], int], ...] = (
