@@ -154,7 +154,7 @@ def serve(
         str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
     ] = None,
     allow_host: Annotated[
-        list[str] | None, typer.Option(metavar="HOST", help="Host that tasks' pictures may lie on; repeatable.")
+        list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

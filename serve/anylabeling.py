@@ -28,8 +28,8 @@ class Params(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    conf_threshold: float | None = Field(None, ge=0, le=1)
-    text_prompt: str | None = Field(None, max_length=10_000)
+    conf_threshold: float | None = Field(default=None, ge=0, le=1)
+    text_prompt: str | None = Field(default=None, max_length=10_000)
     filter_classes: list[str] = Field(default=[], description="the classes to show; all of them when empty")
 
 

@@ -83,7 +83,7 @@ class ServerFunction:
         from cvat_sdk.auto_annotation import mask, polygon, rectangle
         from cvat_sdk.masks import encode_mask
 
-        label, score, drawn = self._ids[one["label"]], _confidence(one), one.get("mask")
+        label, score, drawn = self._ids[one["label"]], _confidence(one), one.get("mask") or ""
         outlines = polygons(drawn, image.height, image.width) if drawn else []
         if not outlines:
             x1, y1, x2, y2 = one["box"]
@@ -101,7 +101,7 @@ def _confidence(one: dict[str, Any]) -> float:
 def _packed(image: Image) -> bytes:
     """The pixels as CVAT has them, small: a JPEG stays one, at its own quality."""
     data = io.BytesIO()
-    if image.format == "JPEG":
+    if image.format == "JPEG" and getattr(image, "quantization", None):  # which does not survive pickling
         image.save(data, "JPEG", quality="keep")
     else:
         image.save(data, "PNG")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -161,8 +162,8 @@ def test_a_jpeg_stays_one(server: list[str | None]) -> None:
     again = Image.open(io.BytesIO(sent))
     assert again.format == "JPEG"
     assert np.abs(np.asarray(again, np.float32) - np.asarray(image, np.float32)).mean() < 0.5
-    function = cvat_function.create(model="detector")
-    assert function.detect(Context(), image)
+    assert Image.open(io.BytesIO(cvat_function._packed(pickle.loads(pickle.dumps(image))))).format == "PNG"
+    assert cvat_function.create(model="detector").detect(Context(), image)
 
 
 def test_the_key_goes_along(server: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
