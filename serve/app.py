@@ -26,11 +26,14 @@ from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from retrieval.memory import ExemplarMemory
 from serve import middleware
+from serve.anylabeling import remote
 from serve.archive_routes import archive_api
 from serve.audit import Audit
+from serve.cvat import nuclio
 from serve.engine import Engine, Limits, Model, kind_of
 from serve.judgement_routes import judgement_api
 from serve.keys import Keys
+from serve.knn_service import knn_service
 from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
@@ -64,7 +67,7 @@ def create_app(
         encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
             `vlm`, `labeller` and `memory`, the default of its kind.
         models: further models of any kind, by the name that requests use.
-        pictures: where Label Studio's tasks may have their pictures fetched from; None: nowhere.
+        pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
@@ -129,7 +132,9 @@ def create_app(
     app.include_router(archive_api(engine))
     app.include_router(judgement_api(engine))
     app.include_router(api(engine))
-    app.include_router(backend(engine, pictures or Pictures()))
+    pictures = pictures or Pictures()
+    for router in (backend(engine, pictures), nuclio(engine), remote(engine), knn_service(engine, pictures)):
+        app.include_router(router)
     if keys is not None:
         app.include_router(login(keys))
     _operations(app, engine, metrics)

@@ -29,7 +29,7 @@ from retrieval.archive import Archive
 from retrieval.feedback import Feedback, Judgement
 from retrieval.grounding import AnswersMany, GroundedAnswer, answer
 from retrieval.memory import ExemplarMemory
-from retrieval.query import SearchQuery, encode_together
+from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
 from serve.audit import note
@@ -198,6 +198,11 @@ class Engine:
         name, store = self.archive(archive)
         return await anyio.to_thread.run_sync(_spread, name, store, count, limiter=self._searching)
 
+    async def looked_up(self, read: Callable[[Archive], T], archive: str | None = None) -> T:
+        """What `read` makes of an archive, off the event loop."""
+        _, store = self.archive(archive)
+        return await anyio.to_thread.run_sync(read, store, limiter=self._searching)
+
     # Doing things.
 
     async def decode(self, data: bytes) -> Image:
@@ -223,16 +228,18 @@ class Engine:
         _, store = self.archive(item.archive)
         return await self._run("decode", self._decoding, _pixels, store, item, min_side)
 
-    async def search(self, query: SearchQuery, archive: str | None = None) -> tuple[str, Results]:
+    async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
-        if query.k > self.limits.k:
-            raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(query.k))
+        k = query.k if isinstance(query, SearchQuery) else query.query.k
+        if k > self.limits.k:
+            raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(k))
         name, store = self.archive(archive)
-        key = self._encoder_of[name]
-        encoder: Encoder = self.model("encoder", key)[1]
-        call = functools.partial(encode_together, encoder=encoder)
-        asked = await self.lanes[key].run("encode", call, query, key="queries", weight=len(query.parts_to_encode))
-        found = await self._run("search", self._searching, store.answer, asked)
+        if isinstance(query, SearchQuery):
+            key = self._encoder_of[name]
+            call = functools.partial(encode_together, encoder=cast(Encoder, self.models[key]))
+            weight = len(query.parts_to_encode)
+            query = await self.lanes[key].run("encode", call, query, key="queries", weight=weight)
+        found = await self._run("search", self._searching, store.answer, query)
         note(name, [hit.id for hit in found])
         return name, found
 

@@ -23,8 +23,16 @@ WAIT = 10.0  # seconds for another process that writes
 DAY = 86_400
 # What a key may be allowed to do, and the addresses that each verb opens.
 VERBS: dict[str, tuple[str, ...]] = {
-    "search": ("/v1/search", "/v1/archives", "/v1/items"),
-    "detect": ("/v1/detect", "/v1/prelabel", "/v1/classify", "/v1/verify", "/label-studio"),
+    "search": ("/v1/search", "/v1/archives", "/v1/items", "/knn-service", "/metadata", "/indices-list"),
+    "detect": (
+        "/v1/detect",
+        "/v1/prelabel",
+        "/v1/classify",
+        "/v1/verify",
+        "/label-studio",
+        "/x-anylabeling",
+        "/api",
+    ),
     "ask": ("/v1/ask",),
     "embed": ("/v1/embeddings",),
     "write": (),  # whatever changes something: see `verb_of`

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import anyio.to_thread
-import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -32,7 +31,8 @@ from foveal.formats.label_studio_config import LabellingConfig
 from foveal.formats.regions import NO_CONTROLS, Controls, regions
 from retrieval.sources_web import Web
 from serve import schemas
-from serve.engine import Engine, NotFound, kind_of
+from serve.drawing import answering, find
+from serve.engine import Engine, kind_of
 from serve.middleware import BadRequest
 from serve.wire import unpack
 
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foveal.serve")
 PREFIX = "/label-studio"
-FLOOR = 0.3  # score from which an uncalibrated detector's boxes are proposed
 config_of: Callable[[str], LabellingConfig] = lru_cache(maxsize=64)(LabellingConfig.parse)
 
 
@@ -126,19 +125,19 @@ def backend(engine: Engine, pictures: Pictures) -> APIRouter:
     @router.get("/health", summary="Label Studio asks whether the backend is up")
     @router.get("/", include_in_schema=False)
     async def health() -> dict[str, str]:
-        name = _answering(engine)
+        name = answering(engine)
         return {"status": "UP", "model_class": name, "model_version": _version(engine, name)}
 
     @router.post("/setup", summary="A project is connected")
     async def setup(asked: SetupRequest) -> dict[str, str]:
-        name = _answering(engine)
+        name = answering(engine)
         if asked.label_config.strip():
             _common(engine, name, config_of(asked.label_config))
         return {"model_version": _version(engine, name)}
 
     @router.post("/predict", summary="Boxes and outlines for tasks")
     async def predict(asked: PredictRequest) -> JSONResponse:
-        config, name = config_of(asked.label_config), _answering(engine)
+        config, name = config_of(asked.label_config), answering(engine)
         _common(engine, name, config)
         version, results, failed = _version(engine, name), list[dict[str, Any]](), list[FovealError]()
         for task in asked.tasks:
@@ -174,17 +173,6 @@ def backend(engine: Engine, pictures: Pictures) -> APIRouter:
     return router
 
 
-def _answering(engine: Engine) -> str:
-    """The model that speaks: labeller, else detector, else open-vocabulary detector."""
-    kinds = {kind_of(model): name for name, model in reversed(engine.models.items())}
-    for kind in ("labeller", "detector", "open-detector"):
-        if kind in kinds:
-            return kinds[kind]
-    raise NotFound(
-        "this server has nothing that draws boxes", remedy="foveal serve --prelabels DIR, or --detector REF."
-    )
-
-
 def _version(engine: Engine, name: str) -> str:
     return f"{name}@{engine.models[name].fingerprint[:12]}"
 
@@ -218,18 +206,10 @@ async def _fetched(pictures: Pictures, task: Task, config: LabellingConfig) -> b
 
 
 async def _regions(engine: Engine, name: str, image: Image, config: LabellingConfig) -> list[dict[str, Any]]:
-    kind, common = kind_of(engine.models[name]), _common(engine, name, config)
+    found = await find(engine, name, image, labels=_common(engine, name, config))
     asked: Controls = NO_CONTROLS
-    if kind == "labeller":
-        _, labelled = await engine.prelabel(image, model=name)
-        found = labelled.detections
-        routes = [p.route for p in found.provenance or ()]
-        found = found[np.array([route != "reject" for route in routes], dtype=bool)]
+    if kind_of(engine.models[name]) == "labeller":
         asked = controls(engine.model("labeller", name)[1].ontology.schema_of_attributes)
-    elif kind == "detector":
-        _, found = await engine.detect(image, model=name, threshold=FLOOR)
-    else:
-        _, found = await engine.detect(image, model=name, prompts=common, threshold=FLOOR)
     made = regions(found, *image.size, prefix="foveal", controls=asked)
     # A box with a score of 1 would pass for one that a person drew.
     return config.adopt([one if one["type"] == "choices" else {"score": 1.0, **one} for one in made])

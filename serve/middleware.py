@@ -28,12 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
 from serve.audit import Audit, showing
 from serve.engine import Limits, NotFound, TooLarge
-from serve.keys import Key, Keys, Refused, TooOften, caller, verb_of
+from serve.keys import VERBS, Key, Keys, Refused, TooOften, caller, verb_of, within
 from serve.lanes import Overloaded
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
-LIMITED = ("/v1/", "/label-studio/")  # what has a limit on its body; pages of the demo have their own
+# What has limits on its body, its time and how much of it goes on at once; pages of the demo have their own.
+LIMITED = ("/v1", *(path for verb in ("search", "detect") for path in VERBS[verb] if not path.startswith("/v1/")))
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foveal_key"
 UNAUDITED = ("/health/live", "/health/ready", "/metrics")
@@ -164,7 +165,7 @@ class _Surroundings:
         headers = {name: value for name, value in scope["headers"]}
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        api = scope["path"].startswith(LIMITED)
+        api = within(scope["path"], LIMITED)
         status, began, seen = 500, time.perf_counter(), 0
 
         async def counted() -> Message:
@@ -249,7 +250,7 @@ class _Surroundings:
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> str | None:
-    """The key that a request brings: as bearer token, as password, or in the cookie of the pages."""
+    """The key that a request brings: as bearer token, as password, as `Token`, or in the cookie of the pages."""
     kind, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if kind.lower() == "bearer":
         return value.strip()
@@ -258,6 +259,8 @@ def _secret(headers: Mapping[bytes, bytes]) -> str | None:
             return base64.b64decode(value, validate=True).decode().partition(":")[2]
         except ValueError:
             return ""
+    if b"token" in headers:  # X-AnyLabeling's way
+        return headers[b"token"].decode("latin-1")
     cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(COOKIE)
     return None if cookie is None else cookie.value
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio.to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
 from serve.engine import Engine, Item
@@ -22,6 +22,7 @@ from serve.schemas import ImageRequest
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=ImageRequest)
 THUMBNAIL_SIDES = (16, 1024)
 CACHE_BYTES = 64 * 2**20
@@ -65,11 +66,7 @@ async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, 
             fields["prompts"] = prompts
         asked = _validated(fields, kind_of_request)
     elif kind in ("application/json", ""):
-        try:
-            data = json.loads(await request.body())
-        except (ValueError, RecursionError) as error:
-            raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
-        asked = _validated(data, kind_of_request)
+        asked = await json_request(request, kind_of_request)
     else:
         raise BadRequest(
             "the body has a type that is not understood",
@@ -83,7 +80,16 @@ async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, 
     return asked, upload
 
 
-def _validated(data: Any, kind: type[R]) -> R:
+async def json_request(request: Request, kind: type[M]) -> M:
+    """A request in JSON, whatever it says its type is."""
+    try:
+        data = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
+    return _validated(data, kind)
+
+
+def _validated(data: Any, kind: type[M]) -> M:
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image, ImageDraw
 
-from foveal.detections import Detections, FloatArray
+from distill.labeller import Labelled, PrelabelSettings
+from distill.ontology import Ontology
+from foveal.detections import Detections, FloatArray, Provenance
+from foveal.masks import encode
 from retrieval.archive import Archive
 from serve.app import create_app
 from serve.engine import Limits
@@ -59,6 +63,36 @@ class ColourOpenDetector:
         self, images: Sequence[Image.Image], prompts: Sequence[str], threshold: float = 0.05
     ) -> list[Detections]:
         return [find(image, prompts, threshold) for image in images]
+
+
+class ColourLabeller:
+    """Draws each colour but green, with half its score as probability, and rejects yellow."""
+
+    name = "colour:labeller"
+    fingerprint = hashlib.sha256(b"colour labeller").hexdigest()
+    classes = tuple(COLOURS)
+    ontology = Ontology.model_validate({"classes": list(COLOURS), "attributes": {"state": ["new", "worn"]}})
+    settings = PrelabelSettings()
+    routing = SimpleNamespace(proven=True)
+
+    def detect(self, images: Sequence[Image.Image], threshold: float = 0.05) -> list[Detections]:
+        return ColourDetector().detect(images, threshold)
+
+    def label(self, images: Sequence[Image.Image]) -> list[Labelled]:
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Image.Image) -> Labelled:
+        found = find(image, self.classes, 0.05)
+        seen = [encode(nearest_colour(image) == index) if index != 1 else "" for index in found.labels.tolist()]
+        routes = ["reject" if name == "yellow" else "accept" for name in found.label_names]
+        judged = Detections.build(
+            found.boxes, found.scores, found.labels, self.classes,
+            probabilities=found.scores / 2,
+            masks=tuple(seen),
+            attributes=({"state": "worn"},) * len(found),
+            provenance=tuple(Provenance(self.name, route=route) for route in routes),
+        )  # fmt: skip
+        return Labelled(judged, found.scores, found.labels, found.scores, found.labels, found.scores)
 
 
 class ColourTalker:

@@ -406,6 +406,15 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/label-studio/setup",
         "/label-studio/predict",
         "/label-studio/webhook",
+        "/api/functions",
+        "/api/functions/{name}",
+        "/api/function_invocations",
+        "/x-anylabeling/health",
+        "/x-anylabeling/v1/models",
+        "/x-anylabeling/v1/predict",
+        "/indices-list",
+        "/knn-service",
+        "/metadata",
     }
 
 

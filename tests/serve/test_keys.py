@@ -168,13 +168,19 @@ def test_a_key_does_what_its_verbs_say_and_no_more(guarded: TestClient, keys: Ke
     assert guarded.get("/v1/models", headers=detect).status_code == 200
     basic = base64.b64encode(f"x:{keys.add('studio', ['detect'])}".encode()).decode()
     assert guarded.get("/label-studio/health", headers={"Authorization": f"Basic {basic}"}).status_code == 200
+    error(guarded.get("/x-anylabeling/health", headers={"Token": "fv_wrong"}), 401)
+    token = {"Token": keys.add("labeller", ["detect"])}
+    assert guarded.get("/x-anylabeling/health", headers=token).status_code == 200
 
 
 def test_a_key_sees_its_own_archives_only(guarded: TestClient, keys: Keys) -> None:
     every, one = bearer(keys.add("ann", ["search"])), bearer(keys.add("bob", ["search"], archives=["depot"]))
     secret = guarded.post("/v1/search", json={"text": "blue", "archive": "hidden"}, headers=every).json()["hits"][0]
     names = [card["name"] for card in guarded.get("/v1/archives", headers=one).json()["archives"]]
-    assert names == ["depot"]
+    assert names == guarded.get("/indices-list", headers=one).json() == ["depot"]
+    error(
+        guarded.post("/knn-service", json={"text": "blue", "num_images": 1, "indice_name": "hidden"}, headers=one), 404
+    )
     assert "hidden" not in json.dumps(error(guarded.get("/v1/items/00?archive=hidden", headers=one), 404)["expected"])
     error(guarded.post("/v1/search", json={"text": "blue", "archive": "hidden"}, headers=one), 404)
     error(guarded.get(secret["image_url"], headers=one), 404)
