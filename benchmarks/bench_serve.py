@@ -267,9 +267,16 @@ async def open_loop(url: str, sent: tuple[str, list[bytes]], per_second: float, 
 
     async def ask(number: int, due: float) -> None:
         try:
-            reader, writer = free.pop() if free else await asyncio.open_connection(host, int(port))
-            writer.write(heads[number % len(heads)])
-            head = await reader.readuntil(b"\r\n\r\n")
+            while True:
+                kept = bool(free)
+                reader, writer = free.pop() if kept else await asyncio.open_connection(host, int(port))
+                try:
+                    writer.write(heads[number % len(heads)])
+                    head = await reader.readuntil(b"\r\n\r\n")
+                    break
+                except (OSError, asyncio.IncompleteReadError):
+                    if not kept:  # a connection that lay idle may have been closed meanwhile
+                        raise
             words = head.lower()
             length = int(words.split(b"content-length:")[1].split(b"\r\n")[0])
             await reader.readexactly(length)
