@@ -357,7 +357,7 @@ def main() -> None:
         sys.executable, "-m", "foveal", "serve", "--archive", str(archive), "--detector", asked.detector, "--port",
         str(asked.port), "--no-demo",
     ]  # fmt: skip
-    ready, base = f"http://127.0.0.1:{asked.port}/health/ready", f"http://127.0.0.1:{asked.port}"
+    ready, base = f"http://127.0.0.1:{asked.port}/readyz", f"http://127.0.0.1:{asked.port}"
     found: dict[str, Any] = {"machine": describe_machine(), "turns": []}
     for _ in range(0 if asked.overload else asked.turns):
         turn: dict[str, Any] = {}

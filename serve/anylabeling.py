@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from foveal import schemas
 from foveal.errors import BadInput
 from foveal.formats.attributes import as_text
-from serve import schemas
 from serve.drawing import FLOOR, Drawn, answering, drawing, drawn, find
 from serve.engine import Engine, kind_of
 from serve.wire import unpack

@@ -178,11 +178,11 @@ async def _warm(engine: Engine) -> None:
 
 
 def _operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/health/live", tags=["operations"], summary="The process answers")
+    @app.get("/livez", tags=["operations"], summary="The process answers")
     async def live() -> dict[str, str]:
         return {"status": "live"}
 
-    @app.get("/health/ready", tags=["operations"], summary="Every model has run once", responses={503: {}})
+    @app.get("/readyz", tags=["operations"], summary="Every model has run once", responses={503: {}})
     async def ready() -> JSONResponse:
         if engine.warm:
             return JSONResponse({"status": "ready"})

@@ -10,9 +10,9 @@ from urllib.parse import quote
 import anyio
 from fastapi import APIRouter, Query, Request, Response
 
+from foveal import schemas
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.results import Hit
-from serve import schemas
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
 from serve.wire import THUMBNAIL_SIDES, Thumbnails, unpack
@@ -104,9 +104,9 @@ async def _query(engine: Engine, asked: schemas.SearchRequest) -> SearchQuery:
     wanted = list(asked.parts)
     share = 1.0 if asked.text is None else asked.image_weight
     if asked.image_id is not None and share > 0:
-        wanted.append(schemas.QueryPart(image_id=asked.image_id, box=None, weight=share))
+        wanted.append(schemas.QueryPart(image_id=asked.image_id, weight=share))
     if asked.text is not None and asked.image_id is not None:  # the item takes the image's place beside the text
-        wanted.append(schemas.QueryPart(text=asked.text, image_id=None, box=None, weight=1 - share))
+        wanted.append(schemas.QueryPart(text=asked.text, weight=1 - share))
     query = SearchQuery(
         text=asked.text if asked.image_id is None else None,
         image=None if asked.image is None else await engine.decode(unpack(asked.image)),
@@ -152,5 +152,4 @@ def _hit(hit: Hit, archive: str, explain: bool) -> schemas.SearchHit:
         collapsed=hit.collapsed,
         parts=parts if explain else None,
         image_url=f"/v1/items/{hit.id}/image?archive={quote(archive)}",
-        thumbnail=None,
     )

@@ -16,9 +16,9 @@ import numpy as np
 from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 
+from foveal import schemas
 from foveal.formats.attributes import UNSET, as_text
 from foveal.masks import decode
-from serve import schemas
 from serve.drawing import CLOSED, Drawn, answering, drawing, drawn, find
 from serve.engine import Engine, kind_of
 from serve.wire import unpack

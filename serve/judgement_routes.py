@@ -8,8 +8,8 @@ from urllib.parse import quote
 
 from fastapi import APIRouter
 
+from foveal import schemas
 from foveal.detections import Detections
-from serve import schemas
 from serve.engine import Engine
 from serve.middleware import BadRequest
 from serve.wire import unpack
@@ -69,11 +69,6 @@ def judgement_api(engine: Engine) -> APIRouter:
                 model=said.model,
                 text=said.text,
                 places=None if said.places is None else _places(said.places),
-                searched=None,
-                citations=[],
-                agreement=None,
-                nothing=False,
-                reason=None,
             )
         name, archive, answer = await engine.ask_archive(
             asked.question, k=asked.k, about=asked.about, filter=asked.filter, archive=asked.archive, model=asked.model
@@ -85,7 +80,6 @@ def judgement_api(engine: Engine) -> APIRouter:
         return schemas.AskAnswer(
             model=name,
             text=answer.text,
-            places=None,
             searched=answer.searched,
             citations=citations,
             agreement=answer.agreement,
@@ -108,6 +102,6 @@ async def _one(engine: Engine, image: str | None, image_id: str | None, archive:
 
 def _places(found: Detections) -> list[schemas.Detected]:
     return [
-        schemas.Detected(box=tuple(box), label=label, score=score, probability=None)
+        schemas.Detected(box=tuple(box), label=label, score=score)
         for box, label, score in zip(found.boxes.tolist(), found.label_names, found.scores.tolist(), strict=True)
     ]

@@ -39,7 +39,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "metrics": ("/metrics",),
     "pages": (),  # the demo, with all that it shows: everything that is no API
 }
-OPEN = ("/health", "/openapi.json", "/login")
+OPEN = ("/livez", "/readyz", "/openapi.json", "/login")
 ABOUT = ("/v1/models",)  # any key
 WRITES = (("DELETE", "/v1/items"), ("POST", "/v1/search/feedback"))
 _TABLES = """

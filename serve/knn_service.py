@@ -20,12 +20,12 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from foveal import schemas
 from foveal.detections import FloatArray
 from foveal.errors import BadInput
 from retrieval.archive import Archive
 from retrieval.query import Collapse, EncodedQuery, SearchQuery
 from retrieval.sources_web import Web
-from serve import schemas
 from serve.audit import note
 from serve.engine import Engine
 from serve.label_studio import Pictures

@@ -25,12 +25,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from foveal import schemas
 from foveal.errors import BadInput, FovealError
 from foveal.formats.attributes import controls
 from foveal.formats.label_studio_config import LabellingConfig
 from foveal.formats.regions import NO_CONTROLS, Controls, regions
 from retrieval.sources_web import Web
-from serve import schemas
 from serve.drawing import answering, find
 from serve.engine import Engine, kind_of
 from serve.middleware import BadRequest

@@ -37,7 +37,7 @@ log = logging.getLogger("foveal.serve")
 LIMITED = ("/v1", *(path for verb in ("search", "detect") for path in VERBS[verb] if not path.startswith("/v1/")))
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foveal_key"
-UNAUDITED = ("/health/live", "/health/ready", "/metrics")
+UNAUDITED = ("/livez", "/readyz", "/metrics")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import APIRouter, Request
 
+from foveal import schemas
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from serve import schemas
 from serve.engine import Engine, kind_of
 from serve.middleware import BadRequest
 from serve.wire import image_request, unpack
@@ -70,10 +70,10 @@ def api(engine: Engine) -> APIRouter:
 
     @router.post(
         "/prelabel", tags=["prelabel"], summary="Label an image as a labelling job does",
-        openapi_extra=body(schemas.ImageRequest),
+        openapi_extra=body(schemas.PrelabelRequest),
     )  # fmt: skip
     async def prelabel(request: Request) -> schemas.PrelabelAnswer:
-        asked, upload = await image_request(request, schemas.ImageRequest)
+        asked, upload = await image_request(request, schemas.PrelabelRequest)
         image = await _pictured(engine, asked, upload)
         name, labelled = await engine.prelabel(image, model=asked.model)
         (_, labeller), found = engine.model("labeller", name), labelled.detections

@@ -15,9 +15,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
+from foveal.schemas import ImageRequest
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
-from serve.schemas import ImageRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image

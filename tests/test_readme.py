@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -170,7 +171,7 @@ def server(looped: Path) -> Iterator[str]:
         for _ in range(600):
             assert process.poll() is None, process.communicate()[1].decode()
             try:
-                urllib.request.urlopen(f"{url}/health/ready", timeout=5)
+                urllib.request.urlopen(f"{url}/readyz", timeout=5)
                 break
             except OSError:
                 time.sleep(0.1)
@@ -196,6 +197,13 @@ def test_the_server_answers_what_is_printed(server: str, looped: Path) -> None:
         shown = subprocess.run(["bash", "-c", asked], cwd=looped, capture_output=True, text=True, timeout=60)
         assert shown.returncode == 0, shown.stderr
         answers[line.split("/v1/")[1].split()[0]] = json.loads(shown.stdout)
+    (example,) = _blocks("python")
+    program = _standing_in(example).replace("http://127.0.0.1:8000", server)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=looped, capture_output=True, text=True, timeout=60, env=_environment()
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stdout.splitlines()) == 5
     assert len(answers["search"]["hits"]) == 5
     assert answers["detect"]["model"] == "detector"
     assert len(answers["embeddings"]["data"][0]["embedding"]) > 0

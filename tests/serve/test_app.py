@@ -359,11 +359,11 @@ def test_models_and_archives_say_what_is_loaded(client: TestClient) -> None:
 
 
 def test_health_and_metrics(client: TestClient) -> None:
-    assert client.get("/health/live").json() == {"status": "live"}
+    assert client.get("/livez").json() == {"status": "live"}
     deadline = time.monotonic() + 10
-    while client.get("/health/ready").status_code != 200 and time.monotonic() < deadline:
+    while client.get("/readyz").status_code != 200 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert client.get("/health/ready").json() == {"status": "ready"}
+    assert client.get("/readyz").json() == {"status": "ready"}
     client.post("/v1/search", json={"text": "red"})
     text = client.get("/metrics").text
     assert 'foveal_requests_total{method="POST",route="/v1/search",status="200"}' in text
@@ -376,12 +376,12 @@ def test_unknown_routes_and_methods_have_the_error_shape(client: TestClient) -> 
     error(client.get("/v1/nothing"), 404)
     error(client.get("/nothing"), 404)
     error(client.get("/v1/search"), 404)
-    error(client.post("/health/live"), 405)
+    error(client.post("/livez"), 405)
 
 
 def test_request_ids_are_kept_when_sane(client: TestClient) -> None:
-    assert client.get("/health/live", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
-    assert client.get("/health/live", headers={"X-Request-ID": "a b\t"}).headers["x-request-id"] != "a b\t"
+    assert client.get("/livez", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert client.get("/livez", headers={"X-Request-ID": "a b\t"}).headers["x-request-id"] != "a b\t"
 
 
 def test_openapi_document_lists_the_routes(client: TestClient) -> None:
@@ -399,8 +399,8 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/v1/classify",
         "/v1/items/{id}",
         "/v1/items/{id}/image",
-        "/health/live",
-        "/health/ready",
+        "/livez",
+        "/readyz",
         "/metrics",
         "/label-studio/health",
         "/label-studio/setup",
@@ -461,7 +461,7 @@ def test_a_busy_model_does_not_block_the_rest() -> None:
     with TestClient(create_app(detector=detector)) as client, ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(client.post, "/v1/detect", json={"image": b64(draw())}) for _ in range(4)]
         assert detector.entered.wait(30)
-        assert client.get("/health/live").status_code == 200
+        assert client.get("/livez").status_code == 200
         assert not any(job.done() for job in jobs)
         detector.release.set()
         assert {job.result().status_code for job in jobs} == {200}
@@ -478,4 +478,4 @@ def test_a_failing_model_is_a_500_without_its_traceback() -> None:
         response = client.post("/v1/detect", json={"image": b64(draw())})
         assert "secret" not in response.text
         assert response.headers["x-request-id"] in error(response, 500)["remedy"]
-        assert "warming up" in error(client.get("/health/ready"), 503)["message"]
+        assert "warming up" in error(client.get("/readyz"), 503)["message"]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import attrs
+import httpx
 import numpy as np
 import pytest
 from cvat_sdk import models
@@ -19,7 +20,7 @@ from cvat_sdk.masks import decode_mask
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from distill.remote import RemoteServer
+from foveal.client import Client
 from foveal.errors import BadInput, Unavailable
 from foveal.formats.attributes import UNSET
 from serve import cvat_function
@@ -121,13 +122,11 @@ def server(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> list[str | No
     """The function's requests go to `client`; the keys that came along."""
     keys: list[str | None] = []
 
-    def call(self: RemoteServer, method: str, path: str, body: Any = None) -> Any:
-        keys.append(self._client.headers.get("Authorization"))
-        answer = client.request(method, path, json=body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+    def call(self: Client, method: str, path: str, **sent: Any) -> httpx.Response:
+        keys.append(self._http.headers.get("Authorization"))
+        return client.request(method, path, **sent)
 
-    monkeypatch.setattr(RemoteServer, "call", call)
+    monkeypatch.setattr(Client, "_call", call)
     monkeypatch.delenv("FOVEAL_API_KEY", raising=False)
     return keys
 

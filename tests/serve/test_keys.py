@@ -138,7 +138,7 @@ def test_without_a_key_nothing_but_health_and_the_contract_is_answered(guarded: 
         assert error(found, 401)["type"] == "Refused"
         assert found.headers["www-authenticate"] == "Bearer"
     error(guarded.post("/v1/search", json=RED, headers=bearer("fv_wrong")), 401)
-    assert guarded.get("/health/live").status_code == guarded.get("/openapi.json").status_code == 200
+    assert guarded.get("/livez").status_code == guarded.get("/openapi.json").status_code == 200
 
 
 def test_every_address_of_the_contract_needs_a_verb_that_exists(guarded: TestClient) -> None:
@@ -148,7 +148,7 @@ def test_every_address_of_the_contract_needs_a_verb_that_exists(guarded: TestCli
             verb = verb_of(method.upper(), path)
             if path.startswith("/v1/models"):
                 assert verb == ""
-            elif path.startswith(("/health", "/openapi")):
+            elif path in ("/livez", "/readyz", "/openapi.json"):
                 assert verb is None
             else:
                 assert verb in set(VERBS) - {"pages"}, f"{method} {path} would be open to {verb}"
@@ -209,7 +209,7 @@ def test_the_audit_log_says_who_saw_what_and_holds_no_content(guarded: TestClien
     ids = [hit["id"] for hit in answer.json()["hits"]]
     guarded.post("/v1/search/feedback", json={"text": "a red secret", "right": ids[:1]}, headers=header)
     guarded.post("/v1/search", json=RED)
-    guarded.get("/health/live")
+    guarded.get("/livez")
     text = (tmp_path / "audit.jsonl").read_text()
     lines = [json.loads(line) for line in text.splitlines()]
     assert [(line["key"], line["path"], line["status"]) for line in lines] == [

@@ -165,7 +165,7 @@ def together(client: TestClient, count: int) -> list[tuple[int, str | None]]:
 def test_detections_asked_for_together_are_made_together() -> None:
     slow = Slow()
     with TestClient(create_app(detector=slow)) as client:
-        while client.get("/health/ready").status_code != 200:  # batches are measured meanwhile
+        while client.get("/readyz").status_code != 200:  # batches are measured meanwhile
             time.sleep(0.02)
         slow.sizes.clear()
         assert together(client, 6) == [(200, None)] * 6

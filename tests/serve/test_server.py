@@ -31,12 +31,12 @@ print("ended", flush=True)
 
 def test_running_serves_over_http_and_stops(app: FastAPI) -> None:
     with running(app) as url:
-        assert httpx.get(f"{url}/health/ready").status_code == 200
+        assert httpx.get(f"{url}/readyz").status_code == 200
         hits = httpx.post(f"{url}/v1/search", json={"text": "red", "k": 2}).json()["hits"]
         assert all("red" in hit["uri"] for hit in hits)
         assert len(httpx.get(url + hits[0]["image_url"]).content) > 100
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health/live")
+        httpx.get(f"{url}/livez")
 
 
 def test_a_port_in_use_is_one_line_with_a_remedy(app: FastAPI) -> None:
@@ -78,7 +78,7 @@ def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
     try:
         assert child.stdout is not None
         url = child.stdout.readline().strip()
-        assert httpx.get(f"{url}/health/live").status_code == 200
+        assert httpx.get(f"{url}/livez").status_code == 200
         began = time.monotonic()
         child.send_signal(number)
         out, err = child.communicate(timeout=30)
