@@ -35,6 +35,9 @@ def serve(
     label_studio: Annotated[
         str | None, typer.Option(metavar="URL", help="Where Label Studio is; key in LABEL_STUDIO_API_KEY.")
     ] = None,
+    corrections: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep what annotators do, as Label Studio's webhook tells it.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
@@ -63,6 +66,7 @@ def serve(
     from retrieval.sources_web import Web
     from serve.app import create_app
     from serve.audit import Audit
+    from serve.corrections import Corrections
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.server import serve as run
@@ -83,6 +87,7 @@ def serve(
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
+        corrections=Corrections(corrections) if corrections else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),

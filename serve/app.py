@@ -29,6 +29,7 @@ from serve import middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
 from serve.audit import Audit
+from serve.corrections import Corrections
 from serve.cvat import nuclio
 from serve.engine import Engine, Limits, Model, kind_of
 from serve.judgement_routes import judgement_api
@@ -55,6 +56,7 @@ def create_app(
     models: Mapping[str, Model] | None = None,
     limits: Limits | None = None,
     pictures: Pictures | None = None,
+    corrections: Corrections | None = None,
     keys: Keys | None = None,
     audit: Audit | None = None,
     origins: Sequence[str] = (),
@@ -68,6 +70,7 @@ def create_app(
             `vlm`, `labeller` and `memory`, the default of its kind.
         models: further models of any kind, by the name that requests use.
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
+        corrections: where it is kept what annotators do in Label Studio; None: nowhere.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
@@ -133,7 +136,12 @@ def create_app(
     app.include_router(judgement_api(engine))
     app.include_router(api(engine))
     pictures = pictures or Pictures()
-    for router in (backend(engine, pictures), nuclio(engine), remote(engine), knn_service(engine, pictures)):
+    for router in (
+        backend(engine, pictures, corrections),
+        nuclio(engine),
+        remote(engine),
+        knn_service(engine, pictures),
+    ):
         app.include_router(router)
     if keys is not None:
         app.include_router(login(keys))

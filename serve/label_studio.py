@@ -11,7 +11,6 @@ can send one could have the server fetch anything.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import anyio.to_thread
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,9 +30,9 @@ from foveal.formats.attributes import controls
 from foveal.formats.label_studio_config import LabellingConfig
 from foveal.formats.regions import NO_CONTROLS, Controls, regions
 from retrieval.sources_web import Web
+from serve.corrections import KEPT, Corrections, Event
 from serve.drawing import answering, find
-from serve.engine import Engine, kind_of
-from serve.middleware import BadRequest
+from serve.engine import Engine, NotFound, kind_of
 from serve.wire import unpack
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class SetupRequest(BaseModel):
     label_config: str = Field("", alias="schema", max_length=200_000)
 
 
-def backend(engine: Engine, pictures: Pictures) -> APIRouter:
+def backend(engine: Engine, pictures: Pictures, corrections: Corrections | None = None) -> APIRouter:
     """The routes that Label Studio calls."""
     router = APIRouter(prefix=PREFIX, tags=["label studio"], responses=schemas.ERRORS)
 
@@ -161,14 +160,18 @@ def backend(engine: Engine, pictures: Pictures) -> APIRouter:
     async def metrics() -> dict[str, Any]:
         return {}  # Label Studio's own kind; ours are at /metrics
 
-    @router.post("/webhook", summary="What people did; acknowledged")
-    async def webhook(request: Request) -> JSONResponse:
-        try:
-            action = json.loads(await request.body()).get("action")
-        except (ValueError, AttributeError) as error:
-            raise BadRequest("the body is not a webhook's", expected="a JSON object with `action`") from error
-        log.info("label studio: %s", str(action)[:40])
-        return JSONResponse({"status": "Unknown event"})
+    @router.post("/webhook", summary="What people did, kept as corrections")
+    async def webhook(event: Event) -> JSONResponse:
+        if corrections is None or event.action not in KEPT:
+            return JSONResponse({"status": "Unknown event"})
+        count = await anyio.to_thread.run_sync(corrections.take, event)
+        return JSONResponse({"result": {"kept": count}, "status": "ok"}, 201)
+
+    @router.get("/corrections", summary="What people did, as Label Studio exports it")
+    async def corrected(project: str | None = None) -> list[dict[str, Any]]:
+        if corrections is None:
+            raise NotFound("this server keeps no corrections", remedy="foveal serve --corrections FILE.")
+        return await anyio.to_thread.run_sync(corrections.tasks, project)
 
     return router
 

@@ -405,6 +405,7 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/label-studio/health",
         "/label-studio/setup",
         "/label-studio/predict",
+        "/label-studio/corrections",
         "/label-studio/webhook",
         "/api/functions",
         "/api/functions/{name}",

@@ -159,7 +159,8 @@ def test_it_says_that_it_is_up(client: TestClient) -> None:
         assert client.get(path).json()["status"] == "UP"
     assert client.get("/label-studio/metrics").json() == {}
     assert client.post("/label-studio/webhook", json={"action": "TASKS_CREATED"}).json() == {"status": "Unknown event"}
-    error(client.post("/label-studio/webhook", content=b"{"), 400)
+    broken = client.post("/label-studio/webhook", content=b"{", headers={"Content-Type": "application/json"})
+    error(broken, 400)
 
 
 def test_an_open_detector_is_asked_for_the_projects_labels() -> None:
