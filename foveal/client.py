@@ -16,8 +16,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -26,7 +27,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from foveal.errors import BadInput, FingerprintMismatch, FovealError, Unavailable
-from foveal.schemas import ANSWERS, ArchiveCard, ArchiveList, Item, ModelCard, ModelList, Request
+from foveal.schemas import ANSWERS, ArchiveCard, ArchiveList, Item, ItemsAnswer, ModelCard, ModelList, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -149,6 +150,12 @@ class Client:
         path, asked = _item(id, archive, size=size)
         return self._calls.read(self._call("GET", f"{path}/image", params=asked)).content
 
+    def add(
+        self, *images: Path | str, metadata: Mapping[str, str | int | float] | None = None, archive: str | None = None
+    ) -> ItemsAnswer:
+        """Adds image files to an archive, all with this metadata; they are kept once this returns."""
+        return self._calls.parsed(self._call("POST", "/v1/items", **_form(images, metadata, archive)), ItemsAnswer)
+
     def delete(self, id: str, archive: str | None = None) -> None:
         """Takes an image out of an archive."""
         path, asked = _item(id, archive)
@@ -207,6 +214,13 @@ class AsyncClient:
         path, asked = _item(id, archive, size=size)
         return self._calls.read(await self._call("GET", f"{path}/image", params=asked)).content
 
+    async def add(
+        self, *images: Path | str, metadata: Mapping[str, str | int | float] | None = None, archive: str | None = None
+    ) -> ItemsAnswer:
+        """See `Client.add`."""
+        sent = _form(images, metadata, archive)
+        return self._calls.parsed(await self._call("POST", "/v1/items", **sent), ItemsAnswer)
+
     async def delete(self, id: str, archive: str | None = None) -> None:
         """See `Client.delete`."""
         path, asked = _item(id, archive)
@@ -235,6 +249,14 @@ class AsyncClient:
                 return answer
             await asyncio.sleep(seconds)
             turn += 1
+
+
+def _form(
+    images: Sequence[Path | str], metadata: Mapping[str, str | int | float] | None, archive: str | None
+) -> dict[str, Any]:
+    files = [("image", (Path(image).name, Path(image).read_bytes())) for image in images]
+    said = {"metadata": json.dumps(dict(metadata or {}))} | ({} if archive is None else {"archive": archive})
+    return {"files": files, "data": said}
 
 
 def _json(sent: dict[str, Any]) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def size(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[i
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
+def format_of(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> str:
+    """Which of `FORMATS` (or MPO, JPEGs in one file) an image has, by its header; raises as `decode`."""
+    with _opened(source, max_pixels) as image:
+        return str(image.format)
+
+
 def find_images(folder: Path) -> list[Path]:
     """Every image below `folder` by file name ending, sorted; hidden files and folders are passed over.
 

@@ -353,6 +353,24 @@ class Item(BaseModel):
     archive: str
 
 
+class AddedItem(BaseModel):
+    name: str = Field(description="the file name that was sent")
+    id: str
+    status: Literal["added", "updated", "unchanged"]
+
+
+class RejectedItem(BaseModel):
+    name: str
+    reason: str
+
+
+class ItemsAnswer(BaseModel):
+    archive: str
+    items: list[AddedItem] = Field(description="what is in the archive now, for good")
+    rejected: list[RejectedItem] = Field(default=[], description="what could not be read")
+    notes: list[str] = Field(default=[], description="metadata that could not be used as given")
+
+
 class ModelCard(BaseModel):
     """OpenAI's model entry with what Foveal knows besides."""
 

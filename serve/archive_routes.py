@@ -11,14 +11,35 @@ import anyio
 from fastapi import APIRouter, Query, Request, Response
 
 from foveal import schemas
+from foveal.errors import BadInput
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.results import Hit
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
-from serve.wire import THUMBNAIL_SIDES, Thumbnails, unpack
+from serve.uploads import Upload
+from serve.wire import THUMBNAIL_SIDES, Thumbnails, unpack, uploads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ADD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "metadata": {"type": "string", "description": "a flat JSON object about all of them"},
+                        "archive": {"type": "string"},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def archive_api(engine: Engine) -> APIRouter:
@@ -68,6 +89,26 @@ def archive_api(engine: Engine) -> APIRouter:
             ]
 
         return schemas.ArchiveList(archives=await anyio.to_thread.run_sync(look))
+
+    @router.post(
+        "/items", tags=["items"], summary="Add pictures to an archive", status_code=201, openapi_extra=ADD_BODY
+    )
+    async def add(request: Request) -> schemas.ItemsAnswer:
+        archive, sent, metadata = await uploads(request)
+        taken: list[Upload] = []
+        rejected: list[schemas.RejectedItem] = []
+        for name, data in sent:
+            try:
+                await engine.decode(data)
+            except BadInput as error:
+                if len(sent) == 1:
+                    raise
+                rejected.append(schemas.RejectedItem(name=name, reason=str(error)))
+            else:
+                taken.append(Upload(name, data, metadata))
+        name, kept, notes = await engine.add(taken, archive) if taken else (engine.archive(archive)[0], [], [])
+        items = [schemas.AddedItem(name=one.name, id=one.id, status=one.status) for one in kept]
+        return schemas.ItemsAnswer(archive=name, items=items, rejected=rejected, notes=notes)
 
     @router.get("/items/{id}", tags=["items"], summary="One image of an archive: what is known about it")
     async def item(id: str, archive: str | None = None) -> Item:

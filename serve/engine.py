@@ -36,6 +36,7 @@ from retrieval.sources import local_path
 from serve.audit import note
 from serve.keys import caller
 from serve.lanes import Lane
+from serve.uploads import Kept, Upload, drop, take
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -264,6 +265,18 @@ class Engine:
         await anyio.to_thread.run_sync(keep, limiter=self._writing)
         return len(judged)
 
+    async def add(self, uploads: Sequence[Upload], archive: str | None = None) -> tuple[str, list[Kept], list[str]]:
+        """(name of the archive, what became of each picture, notes on their metadata); they are kept once this returns.
+
+        Raises:
+            Unavailable: another process is writing to the archive.
+        """
+        name, store = self.archive(archive)
+        encoder = cast(Encoder, self.models[self._encoder_of[name]])
+        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads))
+        note(name, [one.id for one in kept])
+        return name, kept, notes
+
     async def delete(self, id: str, archive: str | None = None) -> None:
         """Takes an image out; from the moment this returns no search returns it. NotFound when it is not there.
 
@@ -272,7 +285,12 @@ class Engine:
         """
         item = await self.item(id, archive)
         _, store = self.archive(item.archive)
-        await self._run("delete", self._writing, store.delete, [item.id])
+
+        def remove() -> None:
+            store.delete([item.id])
+            drop(store, item.uri)
+
+        await self._run("delete", self._writing, remove)
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3

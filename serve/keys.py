@@ -41,7 +41,12 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 OPEN = ("/livez", "/readyz", "/openapi.json", "/login")
 ABOUT = ("/v1/models",)  # any key
-WRITES = (("DELETE", "/v1/items"), ("POST", "/v1/search/feedback"), ("POST", "/label-studio/webhook"))
+WRITES = (
+    ("DELETE", "/v1/items"),
+    ("POST", "/v1/items"),
+    ("POST", "/v1/search/feedback"),
+    ("POST", "/label-studio/webhook"),
+)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS keys(
     name TEXT NOT NULL, digest TEXT PRIMARY KEY, verbs TEXT NOT NULL, archives TEXT, rate REAL, quota INTEGER,

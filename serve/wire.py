@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio.to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
 from foveal.schemas import ImageRequest
@@ -26,6 +26,8 @@ M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R", bound=ImageRequest)
 THUMBNAIL_SIDES = (16, 1024)
 CACHE_BYTES = 64 * 2**20
+MAX_FILES = 256  # of one upload
+METADATA: TypeAdapter[dict[str, str | int | float]] = TypeAdapter(dict[str, str | int | float])
 
 
 def unpack(text: str) -> bytes:
@@ -87,6 +89,26 @@ async def json_request(request: Request, kind: type[M]) -> M:
     except (ValueError, RecursionError) as error:
         raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
     return _validated(data, kind)
+
+
+async def uploads(request: Request) -> tuple[str | None, list[tuple[str, bytes]], dict[str, str | int | float]]:
+    """(archive, files by name, metadata about all of them) of a multipart form."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise BadRequest("pictures are sent as a form", expected="multipart/form-data", received=kind[:60])
+    async with request.form(max_files=MAX_FILES, max_fields=8) as form:
+        files = [one for one in form.getlist("image") if isinstance(one, UploadFile)]
+        sent = [((one.filename or "image")[:200], await one.read()) for one in files]
+        archive, said = form.get("archive"), form.get("metadata")
+    if not sent:
+        raise BadRequest("there is no picture", expected="files in the field `image`")
+    try:
+        metadata = METADATA.validate_json(said if isinstance(said, str) and said else "{}", strict=True)
+    except ValidationError as error:
+        raise BadRequest(
+            "the metadata cannot be used", expected="a flat JSON object of texts and numbers", received=str(said)[:80]
+        ) from error
+    return (archive if isinstance(archive, str) and archive else None), sent, metadata
 
 
 def _validated(data: Any, kind: type[M]) -> M:

@@ -1,0 +1,83 @@
+"""Pictures that were sent to an archive: files in a folder of it, named by their content, gone when the item goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from foveal.artifacts import staged, write_text
+from foveal.images import format_of
+from retrieval.ingest import identity
+
+if TYPE_CHECKING:
+    from foveal.models import Encoder
+    from retrieval.archive import Archive
+
+FOLDER = "uploads"
+SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif",
+          "PPM": ".ppm", "AVIF": ".avif", "JPEG2000": ".jp2"}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A picture that somebody sent; decoded once already, so that it can be."""
+
+    name: str  # the file name it came with
+    data: bytes
+    metadata: Mapping[str, str | int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of an upload."""
+
+    name: str
+    id: str
+    status: Literal["added", "updated", "unchanged"]  # updated: its metadata
+
+
+def take(store: Archive, encoder: Encoder, uploads: list[Upload]) -> tuple[list[Kept], list[str]]:
+    """Adds pictures, durably when this returns; what became of each, and notes on their metadata.
+
+    Raises:
+        Unavailable: another process is writing to the archive.
+        FovealError: no space is left.
+    """
+    paths = [_written(store.path / FOLDER, upload) for upload in uploads]
+    ids = [identity(str(path)) for path in paths]
+    before = store.items(ids, ("metadata",))
+    report = store.add(list(dict.fromkeys(paths)), encoder)
+    after = store.items(ids, ("metadata",))
+    kept = [
+        Kept(
+            upload.name,
+            id,
+            "added" if id not in before else "unchanged" if before[id] == after[id] else "updated",
+        )
+        for upload, id in zip(uploads, ids, strict=True)
+    ]
+    return kept, report.notes
+
+
+def drop(store: Archive, uri: str) -> None:
+    """Removes the file of an item that was sent here; files elsewhere are somebody else's."""
+    path = Path(uri)
+    if path.parent.parent == (store.path / FOLDER).absolute():
+        for each in (path, path.with_name(path.name + ".json")):
+            each.unlink(missing_ok=True)
+
+
+def _written(folder: Path, upload: Upload) -> Path:
+    digest = hashlib.sha256(upload.data).hexdigest()
+    path = (folder / digest[:2] / f"{digest}{SUFFIX[format_of(upload.data)]}").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        with staged(path) as part:
+            part.write_bytes(upload.data)
+    said = {"name": upload.name, **upload.metadata}
+    write_text(path.with_name(path.name + ".json"), json.dumps(said))
+    return path
