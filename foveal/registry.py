@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from foveal import artifacts
 from foveal.errors import BadInput, IntegrityError, Unavailable, UnknownName
 
-PRODUCTION = "production"
+PRODUCTION: Final = "production"
+CANARY: Final = "canary"  # gets a share of a server's requests
+SHADOW: Final = "shadow"  # is compared with production, unseen
+GATED = (PRODUCTION, CANARY)  # whoever holds one of these answers requests, so it must have passed a gate
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LOG = "aliases.json"
@@ -45,8 +48,9 @@ class Event(BaseModel):
 
     at: datetime
     alias: str
-    action: Literal["promote", "rollback"]
-    version: int  # the holder from then on
+    action: Literal["promote", "rollback", "withdraw"]
+    version: int  # the holder from then on; of a withdrawal, who held it
+    reason: str | None = None  # of a withdrawal or roll-back; of a promotion, the gate that let it through
 
 
 class Registry:
@@ -102,21 +106,33 @@ class Registry:
             raise UnknownName(f"alias of {name}", which, choices, remedy=remedy)
         return self.root / name / str(holders[which][-1])
 
-    def promote(self, name: str, version: int, alias: str = PRODUCTION) -> None:
+    def promote(self, name: str, version: int, alias: str = PRODUCTION, *, gate: str | None = None) -> None:
         """Give `alias` to a version; nothing changes when it has it already.
+
+        Args:
+            gate: what let it through, e.g. the name of the file of gates that its figures were just held against; None:
+                its manifest must say that its gate passed, for an alias whose holder answers requests.
 
         Raises:
             UnknownName: no such name or version.
-            BadInput: a word that cannot be an alias.
+            BadInput: a word that cannot be an alias, or no gate has let the version through.
         """
         if not _NAME.fullmatch(alias) or alias.isdecimal() or alias == LATEST:
             raise BadInput(f"{alias!r} cannot be an alias", expected=f"a word other than {LATEST}, e.g. {PRODUCTION}")
         with self._locked():
             self._version(name, version)
+            passed = artifacts.read(self.root / name / str(version), verify=False).metrics.get("gate_passed")
+            if alias in GATED and gate is None and passed is not True:
+                what = "has passed no gate" if passed is None else "did not pass its gate"
+                raise BadInput(
+                    f"version {version} of {name} {what}",
+                    expected=f"a gate that passed, for whatever is to be {alias}",
+                    remedy=f"foveal registry promote {name} {version} --gates gates.yaml --results report.json",
+                )
             if self._holders(name).get(alias, [None])[-1] != version:
-                self._log(name, alias, "promote", version)
+                self._log(name, alias, "promote", version, gate or ("its manifest" if passed else None))
 
-    def rollback(self, name: str, alias: str = PRODUCTION) -> int:
+    def rollback(self, name: str, alias: str = PRODUCTION, *, reason: str | None = None) -> int:
         """Give `alias` back to the version that held it before, and return that version; the log keeps both steps.
 
         Raises:
@@ -135,8 +151,23 @@ class Registry:
                     remedy="Promote another version instead.",
                 )
             previous = holders[alias][-2]
-            self._log(name, alias, "rollback", previous)
+            self._log(name, alias, "rollback", previous, reason)
         return previous
+
+    def withdraw(self, name: str, alias: str, *, reason: str | None = None) -> int:
+        """Take `alias` from the version that holds it, so that nobody does, and return that version.
+
+        Raises:
+            UnknownName: no such name, or nobody holds the alias.
+        """
+        with self._locked():
+            self._known(name)
+            holders = self._holders(name)
+            if alias not in holders:
+                raise UnknownName(f"alias of {name}", alias, holders)
+            version = holders[alias][-1]
+            self._log(name, alias, "withdraw", version, reason)
+        return version
 
     def list(self) -> tuple[Entry, ...]:
         """Every version, by name and number."""
@@ -164,18 +195,17 @@ class Registry:
             raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}", remedy="Restore it.") from error
 
     def _holders(self, name: str) -> dict[str, list[int]]:
-        """Alias -> its holders, the present one last; a roll-back takes one off."""
-        holders: dict[str, list[int]] = {}
-        for event in self.history(name):
-            stack = holders.setdefault(event.alias, [])
-            if event.action == "promote":
-                stack.append(event.version)
-            else:
-                stack.pop()
-        return holders
+        return _stacks(self.history(name))
 
-    def _log(self, name: str, alias: str, action: Literal["promote", "rollback"], version: int) -> None:
-        event = Event(at=datetime.now(UTC), alias=alias, action=action, version=version)
+    def _log(
+        self,
+        name: str,
+        alias: str,
+        action: Literal["promote", "rollback", "withdraw"],
+        version: int,
+        reason: str | None,
+    ) -> None:
+        event = Event(at=datetime.now(UTC), alias=alias, action=action, version=version, reason=reason)
         events = [e.model_dump(mode="json") for e in (*self.history(name), event)]
         artifacts.write_text(self.root / name / _LOG, json.dumps(events, indent=1) + "\n")
 
@@ -216,6 +246,25 @@ class Registry:
             raise Unavailable(
                 f"registry {self.root} is busy", expected=f"a turn within {self._lock_seconds:g} s", remedy="Try again."
             ) from error
+
+
+def holders(events: Iterable[Event]) -> dict[str, int]:
+    """Alias -> the version that holds it after all these changes, oldest first."""
+    return {alias: stack[-1] for alias, stack in _stacks(events).items()}
+
+
+def _stacks(events: Iterable[Event]) -> dict[str, list[int]]:
+    """Alias -> its holders, the present one last; a roll-back takes one off, a withdrawal all."""
+    stacks: dict[str, list[int]] = {}
+    for event in events:
+        stack = stacks.setdefault(event.alias, [])
+        if event.action == "promote":
+            stack.append(event.version)
+        elif event.action == "rollback":
+            stack.pop()
+        else:
+            del stacks[event.alias]
+    return stacks
 
 
 def _checked(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -154,6 +155,7 @@ class Detected(BaseModel):
 class DetectAnswer(BaseModel):
     model: str
     fingerprint: str
+    version: int | None = Field(default=None, description="of the registered model that answered")
     width: int
     height: int
     detections: list[Detected]
@@ -426,6 +428,48 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         422: "The request can be read, its content not used.",
     }.items()
 }
+
+
+class VersionCard(BaseModel):
+    """A loaded version of a registered model, and how its recent requests went."""
+
+    version: int
+    role: Literal["production", "canary", "shadow", "previous"]
+    fingerprint: str
+    gate_passed: bool | None = Field(default=None, description="by its manifest")
+    asked: int = Field(description="requests and comparisons in this role")
+    errors: int = Field(description="of the recent ones")
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    compared: int = Field(description="recent pictures that the other version saw too")
+    disagreement: float | None = Field(default=None, description="mean of 1 - F1 of its boxes against the other's")
+
+
+class AliasEvent(BaseModel):
+    """One change of an alias in the registry."""
+
+    at: datetime
+    alias: str
+    action: Literal["promote", "rollback", "withdraw"]
+    version: int
+    reason: str | None = None
+
+
+class RolloutCard(BaseModel):
+    """A registered model that the server follows."""
+
+    name: str = Field(description="as requests call it")
+    model: str = Field(description="as the registry calls it")
+    alias: str
+    share: float = Field(description="of the requests that a canary answers or a shadow is compared on")
+    bars: dict[str, float]
+    versions: list[VersionCard]
+    refused: dict[int, str] = Field(description="versions that are out, and why")
+    events: list[AliasEvent] = Field(description="the latest changes, newest first")
+
+
+class VersionsAnswer(BaseModel):
+    rollouts: list[RolloutCard]
 
 
 ANSWERS: dict[type[Request[Any]], type[BaseModel]] = {

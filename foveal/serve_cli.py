@@ -49,6 +49,16 @@ def serve(
         list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
     ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
+    share: Annotated[
+        float, typer.Option(help="Of the requests that a canary answers, or that versions are compared on.")
+    ] = 0.1,
+    bar: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="When a version is taken back: errors=0.02, latency=2, disagreement=0.5, least=50; repeatable.",
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
@@ -59,17 +69,19 @@ def serve(
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
     from distill.prelabel import load_labeller
-    from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
+    from foveal.models import load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
     from retrieval.memory import ExemplarMemory
     from retrieval.memory_files import Stored
     from retrieval.sources_web import Web
     from serve.app import create_app
     from serve.audit import Audit
+    from serve.bars import Bars
     from serve.corrections import Corrections
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.server import serve as run
+    from serve.versions import detector_of
 
     opened = Archive.open(archive) if archive else None
     encoder = load_encoder(opened.encoder) if opened else None
@@ -81,7 +93,7 @@ def serve(
     served = create_app(
         archive=opened,
         encoder=encoder,
-        detector=load_detector(detector, registry) if detector else None,
+        detector=detector_of(detector, registry, share, Bars.read(bar or ())) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
         vlm=load_vlm(vlm) if vlm else None,
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,

@@ -9,13 +9,10 @@ import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import anyio
 import anyio.to_thread
-from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -38,6 +35,7 @@ from serve.knn_service import knn_service
 from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
+from serve.operations import operations
 from serve.routes import api
 
 log = logging.getLogger("foveal.serve")
@@ -67,7 +65,7 @@ def create_app(
     Args:
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
         encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
-            `vlm`, `labeller` and `memory`, the default of its kind.
+            `vlm`, `labeller` and `memory`, the default of its kind; a detector may be a `serve.versions.Rollout`.
         models: further models of any kind, by the name that requests use.
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
@@ -103,7 +101,8 @@ def create_app(
     metrics = Metrics()
     engine = Engine(named, archives, limits, metrics)
     for name, model in named.items():
-        metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
+        if name not in engine.rollouts:  # their versions come and go
+            metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -111,6 +110,8 @@ def create_app(
             tasks.start_soon(_warm, engine)
             if keys is not None:
                 tasks.start_soon(_count, keys)
+            for rollout in engine.rollouts.values():
+                tasks.start_soon(rollout.follow)
             yield
             tasks.cancel_scope.cancel()
         if keys is not None:
@@ -145,7 +146,7 @@ def create_app(
         app.include_router(router)
     if keys is not None:
         app.include_router(login(keys))
-    _operations(app, engine, metrics)
+    app.include_router(operations(engine, metrics))
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(rest: str) -> None:  # before the pages, which would answer with one of theirs
@@ -183,28 +184,3 @@ async def _warm(engine: Engine) -> None:
     except Exception as error:
         log.exception("a model failed while warming up")
         engine.failure = f"{type(error).__name__} while warming up; see the server's log"
-
-
-def _operations(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
-    @app.get("/livez", tags=["operations"], summary="The process answers")
-    async def live() -> dict[str, str]:
-        return {"status": "live"}
-
-    @app.get("/readyz", tags=["operations"], summary="Every model has run once", responses={503: {}})
-    async def ready() -> JSONResponse:
-        if engine.warm:
-            return JSONResponse({"status": "ready"})
-        return middleware.error_response(
-            503, "Unavailable", engine.failure or "the models are warming up", headers={"Retry-After": "1"}
-        )
-
-    @app.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
-    async def prometheus() -> Response:
-        def collect() -> bytes:
-            for name, archive in engine.archives.items():
-                metrics.items.labels(name).set(len(archive))
-            metrics.ready.set(float(engine.warm))
-            return generate_latest(metrics.registry)
-
-        data: Any = await anyio.to_thread.run_sync(collect)
-        return Response(data, media_type=CONTENT_TYPE_LATEST)

@@ -37,6 +37,7 @@ from serve.audit import note
 from serve.keys import caller
 from serve.lanes import Lane
 from serve.uploads import Kept, Upload, drop, take
+from serve.versions import Answerer, Rollout, found_by, warm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -129,7 +130,14 @@ class Engine:
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
-        self.lanes = {name: Lane(name, metrics, limits.seconds) for name in self.models}
+        self.lanes: dict[str, Lane] = {}
+        self.rollouts: dict[str, Rollout] = {}
+        for name, model in self.models.items():
+            if isinstance(model, Rollout):
+                model.attach(name, metrics, limits.seconds)
+                self.rollouts[name] = model
+            else:
+                self.lanes[name] = Lane(name, metrics, limits.seconds)
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
         self._writing = anyio.CapacityLimiter(1)
@@ -294,8 +302,8 @@ class Engine:
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
-    ) -> tuple[str, Detections]:
-        """(name of the model, detections best first); with `prompts` an open-vocabulary detector answers."""
+    ) -> tuple[Answerer, Detections]:
+        """(the model, detections best first); with `prompts` an open-vocabulary detector answers."""
         if prompts is not None:
             asked = tuple(_prompts(prompts, self.limits.prompts))
             name, detector = self.model("open-detector", model)
@@ -303,8 +311,11 @@ class Engine:
             if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
                 self._explain_no_detector()
             asked, (name, detector) = None, self.model("detector", model)
+        if name in self.rollouts:
+            return await self.rollouts[name].ask(image, threshold)
         call = functools.partial(_detected, detector, asked)
-        return name, await self.lanes[name].run("detect", call, (image, threshold), key=asked)
+        found = await self.lanes[name].run("detect", call, (image, threshold), key=asked)
+        return Answerer(name, detector.fingerprint), found
 
     async def prelabel(self, image: Image, *, model: str | None = None) -> tuple[str, Labelled]:
         """(name of the labeller, the image's judged boxes, most probable first)."""
@@ -404,6 +415,10 @@ class Engine:
 
         grey = pillow.new("RGB", (640, 480), (127, 127, 127))
         for name, model in self.models.items():
+            if name in self.rollouts:
+                production = self.rollouts[name].production
+                await warm(production.lane, production.model)
+                continue
             kind, lane = kind_of(model), self.lanes[name]
             if kind == "encoder":
                 await lane.measure(functools.partial(_embedded, cast(Encoder, model)), (["a photo"], [grey]))
@@ -425,8 +440,8 @@ class Engine:
 
     def close(self) -> None:
         """Lets the models' threads go."""
-        for lane in self.lanes.values():
-            lane.close()
+        for one in (*self.lanes.values(), *self.rollouts.values()):
+            one.close()
 
     @asynccontextmanager
     async def _timed(self, stage: str) -> AsyncGenerator[None]:
@@ -463,11 +478,10 @@ def _detected(
     detector: Detector | OpenDetector, prompts: Sequence[str] | None, items: list[tuple[Image, float]]
 ) -> list[Detections]:
     """For each (image, threshold) what is found."""
-    images, least = [image for image, _ in items], min(threshold for _, threshold in items)
     if prompts is None:
-        found = cast(Detector, detector).detect(images, least)
-    else:
-        found = cast(OpenDetector, detector).detect(images, prompts, least)
+        return found_by(cast(Detector, detector), items)
+    images, least = [image for image, _ in items], min(threshold for _, threshold in items)
+    found = cast(OpenDetector, detector).detect(images, prompts, least)
     return [one[one.scores >= threshold] for one, (_, threshold) in zip(found, items, strict=True)]
 
 

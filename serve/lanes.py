@@ -110,6 +110,12 @@ class Lane:
         best = min(seconds.values())
         self.most = next(size for size, each in seconds.items() if each <= best * WORTH)
 
+    async def retire(self) -> None:
+        """Lets the thread go once all that waits is answered."""
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        self.close()
+
     def close(self) -> None:
         """Lets the thread go; a later request makes a new one."""
         if self._pool is not None:

@@ -44,3 +44,25 @@ class Metrics:
         )  # fmt: skip
         self.items = Gauge("foveal_archive_items", "Images in an archive.", ["archive"], registry=registry)
         self.ready = Gauge("foveal_ready", "1 once every model is warm.", registry=registry)
+        self.version_info = Gauge(
+            "foveal_version_info", "Always 1; which version of a model is what.", ["name", "version", "role"],
+            registry=registry,
+        )  # fmt: skip
+        self.version_requests = Counter(
+            "foveal_version_requests", "What a version was asked, comparisons too.",
+            ["name", "version", "role", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.version_seconds = Histogram(
+            "foveal_version_seconds", "Time of a version's answer, with waiting.", ["name", "version", "role"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.version_disagreement = Gauge(
+            "foveal_version_disagreement",
+            "Mean of one minus the F1 of a version's boxes against those of the one it is compared with.",
+            ["name", "role"],
+            registry=registry,
+        )
+        self.rollbacks = Counter(
+            "foveal_rollbacks", "Versions taken back, by the bar that they broke; `load` when one could not be used.",
+            ["name", "reason"], registry=registry,
+        )  # fmt: skip

@@ -52,7 +52,7 @@ def api(engine: Engine) -> APIRouter:
     async def detect(request: Request) -> schemas.DetectAnswer:
         asked, upload = await image_request(request, schemas.DetectRequest)
         image = await _pictured(engine, asked, upload)
-        name, found = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
+        made, found = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
         chance = [None] * len(found) if found.probabilities is None else found.probabilities.tolist()
         detections = [
             schemas.Detected(box=tuple(box), label=label, score=score, probability=probability)
@@ -61,8 +61,9 @@ def api(engine: Engine) -> APIRouter:
             )
         ]
         return schemas.DetectAnswer(
-            model=name,
-            fingerprint=engine.models[name].fingerprint,
+            model=made.name,
+            fingerprint=made.fingerprint,
+            version=made.version,
             width=image.width,
             height=image.height,
             detections=detections,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from foveal import __version__
+from foveal import __version__, artifacts
 from foveal.printing import emit
 from tests.command import COMMAND, foveal, parse, shell
 
@@ -153,6 +153,26 @@ def test_a_gate_says_no_by_exit_code(tmp_path: Path) -> None:
     assert "error:" not in closed.err
     (tmp_path / "results.json").write_text('{"a": {"b": 0.6}}')
     assert foveal(*line).code == 0
+
+
+def test_what_fails_a_gate_is_not_promoted(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.onnx").write_text("weights")
+    artifacts.seal(tmp_path / "run", name="depot", kind="detector", metrics={"parity": {"matched": 1.0}})
+    (tmp_path / "gates.yaml").write_text(
+        '- {name: same, metric: parity.matched, op: ">=", bar: 0.99, why: it says what its source says}\n'
+        '- {name: good, metric: AP50, op: ">=", bar: 0.5, why: because}\n'
+    )
+    home = ["--registry", str(tmp_path / "registry")]
+    assert foveal("registry", "register", str(tmp_path / "run"), *home).code == 0
+    plain = foveal("registry", "promote", "depot", "1", *home)
+    assert plain.code == 1
+    assert "has passed no gate" in plain.error
+    line = ["registry", "promote", "depot", "1", "--gates", str(tmp_path / "gates.yaml"), *home, "--json"]
+    for figure, code in (("0.4", 1), ("0.6", 0)):
+        (tmp_path / "results.json").write_text(f'{{"AP50": {figure}}}')
+        assert foveal(*line, "--results", str(tmp_path / "results.json")).code == code
+    assert foveal("registry", "withdraw", "depot", "--alias", "production", *home).code == 0
 
 
 def test_json_is_json_even_where_a_figure_is_missing(tmp_path: Path) -> None:

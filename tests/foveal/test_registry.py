@@ -9,13 +9,13 @@ import pytest
 
 from foveal import artifacts
 from foveal.errors import BadInput, IntegrityError, Unavailable, UnknownName
-from foveal.registry import Registry
+from foveal.registry import Registry, holders
 
 
-def made(folder: Path, content: str, name: str = "det", **rest: object) -> Path:
+def made(folder: Path, content: str, name: str = "det", metrics: dict[str, object] | None = None) -> Path:
     (folder / "sub").mkdir(parents=True, exist_ok=True)
     (folder / "sub" / "model.onnx").write_text(content)
-    artifacts.seal(folder, name=name, kind="detector", **rest)
+    artifacts.seal(folder, name=name, kind="detector", metrics={"gate_passed": True, **(metrics or {})})
     return folder
 
 
@@ -32,7 +32,7 @@ def test_versions_never_change(registry: Registry, tmp_path: Path) -> None:
     one = registry.resolve("det@1") / "sub" / "model.onnx"
     assert one.read_text() == "one"
     assert not one.stat().st_mode & stat.S_IWUSR
-    assert artifacts.read(registry.resolve("det")).metrics == {"AP50": 0.5}
+    assert artifacts.read(registry.resolve("det")).metrics["AP50"] == 0.5
     assert registry.resolve("det@latest") == registry.resolve("det@2")
 
 
@@ -55,6 +55,33 @@ def test_aliases_move_and_go_back(registry: Registry, tmp_path: Path) -> None:
     registry.promote("site.det-1", 1, alias="candidate")
     assert [(e.version, e.aliases) for e in registry.list()] == [(1, ("candidate", "production")), (2, ()), (3, ())]
     assert registry.list()[0].kind == "detector"
+
+
+@pytest.mark.parametrize(("passed", "said"), [(None, "has passed no gate"), (False, "did not pass its gate")])
+def test_who_answers_has_passed_a_gate(registry: Registry, tmp_path: Path, passed: bool | None, said: str) -> None:
+    registry.register(made(tmp_path / "run", "one", metrics={"gate_passed": passed}))
+    for alias in ("production", "canary"):
+        with pytest.raises(BadInput, match=rf"{said}.*--gates gates\.yaml"):
+            registry.promote("det", 1, alias)
+    registry.promote("det", 1, "shadow")  # it answers nobody
+    registry.promote("det", 1, gate="gates.yaml")
+    assert holders(registry.history("det")) == {"shadow": 1, "production": 1}
+    assert registry.history("det")[-1].reason == "gates.yaml"
+
+
+def test_an_alias_can_be_taken_away(registry: Registry, tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        registry.register(made(tmp_path / content, content))
+    registry.promote("det", 1, "canary")
+    registry.promote("det", 2, "canary")
+    assert registry.withdraw("det", "canary", reason="too slow") == 2
+    assert holders(registry.history("det")) == {}
+    assert registry.history("det")[-1].reason == "too slow"
+    with pytest.raises(UnknownName, match="alias"):
+        registry.withdraw("det", "canary")
+    registry.promote("det", 2, "canary")
+    with pytest.raises(BadInput, match="only ever been"):
+        registry.rollback("det", "canary")
 
 
 def test_misses_list_the_choices(registry: Registry, tmp_path: Path) -> None:
