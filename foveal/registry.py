@@ -107,7 +107,7 @@ class Registry:
         return self.root / name / str(holders[which][-1])
 
     def promote(self, name: str, version: int, alias: str = PRODUCTION, *, gate: str | None = None) -> None:
-        """Give `alias` to a version; nothing changes when it has it already.
+        """Give `alias` to a version; nothing changes when it has it already. What is in production is on trial no more.
 
         Args:
             gate: what let it through, e.g. the name of the file of gates that its figures were just held against; None:
@@ -129,8 +129,12 @@ class Registry:
                     expected=f"a gate that passed, for whatever is to be {alias}",
                     remedy=f"foveal registry promote {name} {version} --gates gates.yaml --results report.json",
                 )
-            if self._holders(name).get(alias, [None])[-1] != version:
+            held = holders(self.history(name))
+            if held.get(alias) != version:
                 self._log(name, alias, "promote", version, gate or ("its manifest" if passed else None))
+            for trial in (CANARY, SHADOW) if alias == PRODUCTION else ():
+                if held.get(trial) == version:  # or a roll-back would make it one again
+                    self._log(name, trial, "withdraw", version, "it is in production")
 
     def rollback(self, name: str, alias: str = PRODUCTION, *, reason: str | None = None) -> int:
         """Give `alias` back to the version that held it before, and return that version; the log keeps both steps.

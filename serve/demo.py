@@ -223,11 +223,11 @@ def _detect(engine: Engine, page: gr.Blocks) -> None:
         try:
             picture = await _pixels(engine, data)
             began = time.perf_counter()
-            model, found = await engine.detect(picture, prompts=names, threshold=FLOOR)
+            made, found = await engine.detect(picture, prompts=names, threshold=FLOOR)
         except FovealError as error:
             return None, "", show.problem(error), ""
         seconds = time.perf_counter() - began
-        state = Looked(data_uri(picture, 1280, quality=88), picture.size, found, model, seconds)
+        state = Looked(data_uri(picture, 1280, quality=88), picture.size, found, made.name, seconds)
         return state, *_drawn(state, least)
 
     async def upload(path: str | None, wanted: str | None, least: float) -> tuple[Looked | None, str, str, str]:

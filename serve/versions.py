@@ -85,7 +85,7 @@ class Rollout:
         self.shadow: Version | None = None
         self.previous: Version | None = None  # while production is on probation
         self.refused: dict[int, str] = {}  # version -> why it is out, until the registry gives it an alias anew
-        self._due = dict.fromkeys(("canary", "compared"), 0.0)
+        self._due: dict[str, float] = {"canary": 0.0, "compared": 0.0}
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = 0
 

@@ -65,8 +65,20 @@ def test_who_answers_has_passed_a_gate(registry: Registry, tmp_path: Path, passe
             registry.promote("det", 1, alias)
     registry.promote("det", 1, "shadow")  # it answers nobody
     registry.promote("det", 1, gate="gates.yaml")
-    assert holders(registry.history("det")) == {"shadow": 1, "production": 1}
-    assert registry.history("det")[-1].reason == "gates.yaml"
+    assert holders(registry.history("det")) == {"production": 1}
+    assert registry.history("det")[1].reason == "gates.yaml"
+
+
+def test_what_is_in_production_is_on_trial_no_more(registry: Registry, tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        registry.register(made(tmp_path / content, content))
+    registry.promote("det", 1)
+    registry.promote("det", 2, "canary")
+    registry.promote("det", 1, "shadow")
+    registry.promote("det", 2)
+    assert holders(registry.history("det")) == {"production": 2, "shadow": 1}
+    registry.rollback("det")
+    assert holders(registry.history("det")) == {"production": 1, "shadow": 1}
 
 
 def test_an_alias_can_be_taken_away(registry: Registry, tmp_path: Path) -> None:
