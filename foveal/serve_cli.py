@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="Who may ask a server what.")
 
 
 def serve(
+    context: typer.Context,
     archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
     open_detector: Annotated[
@@ -51,6 +52,10 @@ def serve(
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How the log on stderr is written: for people, or a line of JSON each."),
+    ] = "text",
     demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
     json_: Json = False,
 ) -> None:
@@ -58,6 +63,9 @@ def serve(
 
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
+    from serve import logs
+
+    gather = context.with_resource(logs.writing(log_format))
     from distill.prelabel import load_labeller
     from foveal.models import load_detector, load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
@@ -93,6 +101,7 @@ def serve(
         origins=cors_origin or (),
         demo=demo,
     )
+    gather()  # of libraries that came with the models
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
 
 

@@ -9,6 +9,7 @@ numeric libraries keep a team of workers for each thread that calls them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from foveal.errors import Unavailable
+from serve import logs
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -46,6 +48,8 @@ class _Job:
     weight: int
     done: asyncio.Future[Any]
     since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0  # seconds
+    together: int = 1  # requests of its batch
 
 
 class Lane:
@@ -81,9 +85,12 @@ class Lane:
         job = _Job((stage, key), call, item, weight, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._work())
+            # A context of its own: what it does is not only for the request that happens to start it.
+            self._running = asyncio.create_task(self._work(), context=contextvars.Context())
         try:
-            return await job.done
+            result = await job.done
+            logs.batched(self.name, stage, job.together, job.waited)
+            return result
         finally:
             self._metrics.waiting.labels(self.name).set(len(self._waiting))
 
@@ -123,7 +130,8 @@ class Lane:
             self._busy_until = began + weight * self._seconds.get(jobs[0].key, 0.0)
             self._metrics.batch.labels(self.name).observe(len(jobs))
             for job in jobs:
-                self._metrics.queued.labels(self.name).observe(began - job.since)
+                job.waited, job.together = began - job.since, len(jobs)
+                self._metrics.queued.labels(self.name).observe(job.waited)
             await self._answer(jobs)
             took = (time.perf_counter() - began) / weight
             usual = self._seconds.get(jobs[0].key, took)

@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
+from serve import logs
 from serve.audit import Audit, showing
 from serve.engine import Limits, NotFound, TooLarge
 from serve.keys import VERBS, Key, Keys, Refused, TooOften, caller, verb_of, within
@@ -37,7 +38,6 @@ log = logging.getLogger("foveal.serve")
 LIMITED = ("/v1", *(path for verb in ("search", "detect") for path in VERBS[verb] if not path.startswith("/v1/")))
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foveal_key"
-UNAUDITED = ("/livez", "/readyz", "/metrics")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 
 
@@ -102,7 +102,7 @@ def foveal_response(error: FovealError) -> JSONResponse:
 async def _foveal_error(request: Request, error: Exception) -> JSONResponse:
     response = foveal_response(cast(FovealError, error))
     if response.status_code >= 500:
-        log.error("%s %s failed: %s", request.method, request.url.path, error)
+        log.error("%s %s failed: %s", request.method, _route(request.scope), error)
     return response
 
 
@@ -187,7 +187,7 @@ class _Surroundings:
 
         self.metrics.in_flight.inc()
         self.at_once += api
-        shown, key = showing(), None
+        shown, asked, key = showing(), logs.begin(request_id), None
         try:
             _trust(scope, headers)
             key = self._admit(scope, headers)
@@ -216,7 +216,7 @@ class _Surroundings:
                 raise
             await error.response()(scope, receive, answered)
         except Exception:
-            log.exception("request %s to %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("%s %s failed", scope["method"], _route(scope))
             if started:
                 raise
             failure = error_response(
@@ -227,10 +227,11 @@ class _Surroundings:
         finally:
             self.at_once -= api
             self.metrics.in_flight.dec()
-            route = getattr(scope.get("route"), "path", None) or ("other" if api else "pages")
+            route, seconds = _route(scope), time.perf_counter() - began
             self.metrics.requests.labels(route, scope["method"], str(status)).inc()
-            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
-            if self.audit is not None and route not in UNAUDITED:
+            self.metrics.latency.labels(route).observe(seconds)
+            logs.answered(asked, scope["method"], route, status, seconds, key and key.name)
+            if self.audit is not None and route not in logs.PROBES:
                 self.audit.write(
                     shown,
                     request=request_id,
@@ -247,6 +248,12 @@ class _Surroundings:
         if self.keys is None or verb is None:
             return None
         return self.keys.admit(_secret(headers), verb)
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of a request's path: few of them, and nothing of what was asked."""
+    found = getattr(scope.get("route"), "path", None)
+    return found or ("other" if within(scope["path"], LIMITED) else "pages")
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> str | None:
