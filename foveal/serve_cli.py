@@ -56,6 +56,9 @@ def serve(
         Literal["text", "json"],
         typer.Option(help="How the log on stderr is written: for people, or a line of JSON each."),
     ] = "text",
+    otlp: Annotated[
+        str | None, typer.Option(metavar="URL", help="Collector that OpenTelemetry traces are sent to.")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
     json_: Json = False,
 ) -> None:
@@ -78,7 +81,9 @@ def serve(
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.server import serve as run
+    from serve.tracing import exporting
 
+    traces = context.with_resource(exporting(otlp)) if otlp else None
     opened = Archive.open(archive) if archive else None
     encoder = load_encoder(opened.encoder) if opened else None
     remembered = None
@@ -99,6 +104,7 @@ def serve(
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),
+        traces=traces,
         demo=demo,
     )
     gather()  # of libraries that came with the models

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from opentelemetry.trace import TracerProvider
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -39,6 +40,7 @@ from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
 from serve.routes import api
+from serve.tracing import Traces, telemetry
 
 log = logging.getLogger("foveal.serve")
 COUNT_SECONDS = 5.0  # between writes of how often keys were used
@@ -60,6 +62,7 @@ def create_app(
     keys: Keys | None = None,
     audit: Audit | None = None,
     origins: Sequence[str] = (),
+    traces: TracerProvider | None = None,
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
@@ -74,6 +77,7 @@ def create_app(
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
+        traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
@@ -101,7 +105,7 @@ def create_app(
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(named, archives, limits, metrics)
+    engine = Engine(named, archives, limits, metrics, Traces(traces))
     for name, model in named.items():
         metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
 
@@ -124,6 +128,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=telemetry(traces),
     )
     app.state.engine, app.state.keys = engine, keys
     middleware.install(app, metrics, limits, keys, audit)

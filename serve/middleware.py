@@ -32,6 +32,7 @@ from serve.engine import Limits, NotFound, TooLarge
 from serve.keys import VERBS, Key, Keys, Refused, TooOften, caller, verb_of, within
 from serve.lanes import Overloaded
 from serve.metrics import Metrics
+from serve.tracing import current
 
 log = logging.getLogger("foveal.serve")
 # What has limits on its body, its time and how much of it goes on at once; pages of the demo have their own.
@@ -188,6 +189,7 @@ class _Surroundings:
         self.metrics.in_flight.inc()
         self.at_once += api
         shown, asked, key = showing(), logs.begin(request_id), None
+        asked.trace = current(scope)
         try:
             _trust(scope, headers)
             key = self._admit(scope, headers)

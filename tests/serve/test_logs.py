@@ -8,7 +8,6 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,15 +18,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from PIL import Image
 
-from foveal.detections import Detections, FloatArray
+from foveal.detections import FloatArray
 from retrieval.archive import Archive
 from serve import logs
 from serve.app import create_app
 from serve.keys import Keys
 from tests.command import shell
 from tests.serve.conftest import ColourDetector, ColourEncoder, draw
+from tests.serve.gathering import Waiting, together, warm
 
 TEXT = "a red umbrella that nobody may read about"
 
@@ -42,17 +41,6 @@ class Quoting(ColourEncoder):
             except KeyError as error:
                 raise ValueError(f"cannot encode {texts[0]}") from error
         return super().encode_texts(texts)
-
-
-class Waiting(ColourDetector):
-    """Does not answer a batch until it is let."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-
-    def detect(self, images: Sequence[Image.Image], threshold: float = 0.05) -> list[Detections]:
-        self.go.wait(10)
-        return super().detect(images, threshold)
 
 
 def _png() -> bytes:
@@ -95,7 +83,8 @@ def said(keys: Keys, archive: Archive, capsys: pytest.CaptureFixture[str]) -> li
 def test_a_request_is_a_line_of_json(said: list[dict[str, Any]]) -> None:
     requests = [line for line in said if line["logger"] == "foveal.serve.request"]
     assert [line["route"] for line in requests] == [
-        "/v1/search", "/v1/detect", "/v1/detect", "/v1/search", "/v1/search", "other", "/v1/search/feedback", "/metadata",
+        "/v1/search", "/v1/detect", "/v1/detect", "/v1/search", "/v1/search", "other",
+        "/v1/search/feedback", "/metadata",
     ]  # fmt: skip
     search, detect, _, failed, wrong, refused, *_ = requests
     assert (search["level"], search["status"], search["method"], search["request"]) == ("INFO", 200, "POST", "mine")
@@ -137,24 +126,9 @@ def test_requests_of_one_batch_say_so(capsys: pytest.CaptureFixture[str]) -> Non
     detector = Waiting()
     app = create_app(detector=detector)
     with logs.writing("json"), TestClient(app) as client:
-        detector.go.set()
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.01)
-        app.state.engine.lanes["detector"].most = 8
-        detector.go.clear()
-        calls = [threading.Thread(target=client.post, args=("/v1/detect",), kwargs={"files": {"image": _png()}})
-                 for _ in range(4)]  # fmt: skip
-        calls[0].start()
-        lane: Any = app.state.engine.lanes["detector"]
-        while lane._running is None or lane._running.done():
-            time.sleep(0.01)
-        for call in calls[1:]:
-            call.start()
-        while len(lane._waiting) < 3:
-            time.sleep(0.01)
-        detector.go.set()
-        for call in calls:
-            call.join()
+        warm(client)
+        lane = app.state.engine.lanes["detector"]
+        together(lane, detector, lambda: client.post("/v1/detect", files={"image": _png()}), 3)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     batches = [line["batches"][0] for line in lines if line.get("route") == "/v1/detect"]
     assert sorted(batch["batch"] for batch in batches) == [1, 3, 3, 3]
