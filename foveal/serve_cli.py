@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ keys_app = typer.Typer(no_args_is_help=True, help="Who may ask a server what.")
 
 
 def serve(
+    context: typer.Context,
     archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
     open_detector: Annotated[
@@ -61,6 +62,13 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(help="How the log on stderr is written: for people, or a line of JSON each."),
+    ] = "text",
+    otlp: Annotated[
+        str | None, typer.Option(metavar="URL", help="Collector that OpenTelemetry traces are sent to.")
+    ] = None,
     demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
     json_: Json = False,
 ) -> None:
@@ -68,6 +76,9 @@ def serve(
 
     Example: foveal serve --archive runs/archive --detector artifact:depot@production
     """
+    from serve import logs
+
+    gather = context.with_resource(logs.writing(log_format))
     from distill.prelabel import load_labeller
     from foveal.models import load_encoder, load_open_detector, load_vlm
     from retrieval.archive import Archive
@@ -81,8 +92,10 @@ def serve(
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.server import serve as run
+    from serve.tracing import exporting
     from serve.versions import detector_of
 
+    traces = context.with_resource(exporting(otlp)) if otlp else None
     opened = Archive.open(archive) if archive else None
     encoder = load_encoder(opened.encoder) if opened else None
     remembered = None
@@ -103,8 +116,10 @@ def serve(
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),
+        traces=traces,
         demo=demo,
     )
+    gather()  # of libraries that came with the models
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
 
 

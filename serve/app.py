@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import anyio
 import anyio.to_thread
 from fastapi import FastAPI
+from opentelemetry.trace import TracerProvider
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -37,6 +38,7 @@ from serve.login import login
 from serve.metrics import Metrics
 from serve.operations import operations
 from serve.routes import api
+from serve.tracing import Traces, telemetry
 
 log = logging.getLogger("foveal.serve")
 COUNT_SECONDS = 5.0  # between writes of how often keys were used
@@ -58,6 +60,7 @@ def create_app(
     keys: Keys | None = None,
     audit: Audit | None = None,
     origins: Sequence[str] = (),
+    traces: TracerProvider | None = None,
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
@@ -72,6 +75,7 @@ def create_app(
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
+        traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
 
     Raises:
@@ -99,7 +103,7 @@ def create_app(
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(named, archives, limits, metrics)
+    engine = Engine(named, archives, limits, metrics, Traces(traces))
     for name, model in named.items():
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
@@ -125,6 +129,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        telemetry=telemetry(traces),
     )
     app.state.engine, app.state.keys = engine, keys
     middleware.install(app, metrics, limits, keys, audit)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from foveal.errors import BadInput, IntegrityError
+from foveal.errors import BadInput, IntegrityError, Unavailable
 
 WAIT = 10.0  # seconds for another process that writes
 KEPT = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
@@ -66,6 +66,7 @@ class Corrections:
 
         Raises:
             BadInput: it lacks what its action needs.
+            Unavailable: it cannot be written, and nothing of it is kept.
         """
         if event.project is None:
             raise BadInput(
@@ -73,7 +74,7 @@ class Corrections:
                 remedy="Let Label Studio send the payload.",
             )  # fmt: skip
         project = str(event.project.id)
-        with self._open() as database, database:
+        with self._open() as database, _writing(self.file), database:
             if event.action == "ANNOTATIONS_DELETED":
                 database.executemany(_DELETED, [(project, str(one.id)) for one in event.annotations])
                 return len(event.annotations)
@@ -110,11 +111,23 @@ class Corrections:
     def _open(self) -> closing[sqlite3.Connection]:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            database = sqlite3.connect(self.file, timeout=WAIT)
-            database.execute(_TABLE)
+            with _writing(self.file):
+                database = sqlite3.connect(self.file, timeout=WAIT)
+                database.execute(_TABLE)
         except sqlite3.DatabaseError as error:
             raise IntegrityError(f"{self.file} holds no corrections: {error}", remedy="Move it away.") from None
         return closing(database)
+
+
+@contextmanager
+def _writing(file: Path) -> Generator[None]:
+    """A full disk, a file of somebody else's, or one that another process holds, is said as it is."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Unavailable(
+            f"corrections cannot be kept in {file}: {error}", remedy="Mend that, and let the tool send them again."
+        ) from None
 
 
 # "~" sorts behind every time: what is deleted is never the older state.

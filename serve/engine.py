@@ -36,6 +36,7 @@ from retrieval.sources import local_path
 from serve.audit import note
 from serve.keys import caller
 from serve.lanes import Lane
+from serve.tracing import Traces
 from serve.uploads import Kept, Upload, drop, take
 from serve.versions import Answerer, Rollout, found_by, warm
 
@@ -125,23 +126,32 @@ class Engine:
     """
 
     def __init__(
-        self, models: Mapping[str, Model], archives: Mapping[str, Archive], limits: Limits, metrics: Metrics
+        self,
+        models: Mapping[str, Model],
+        archives: Mapping[str, Archive],
+        limits: Limits,
+        metrics: Metrics,
+        traces: Traces | None = None,
     ) -> None:
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
+        self._traces = traces or Traces()
         self.lanes: dict[str, Lane] = {}
         self.rollouts: dict[str, Rollout] = {}
         for name, model in self.models.items():
             if isinstance(model, Rollout):
-                model.attach(name, metrics, limits.seconds)
+                model.attach(name, self._lane, metrics)
                 self.rollouts[name] = model
             else:
-                self.lanes[name] = Lane(name, metrics, limits.seconds)
+                self.lanes[name] = self._lane(name)
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
         self._writing = anyio.CapacityLimiter(1)
         self._encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
+
+    def _lane(self, name: str) -> Lane:
+        return Lane(name, self.metrics, self.limits.seconds, self._traces)
 
     def _maker(self, name: str, archive: Archive) -> str:
         encoders = {key: model for key, model in self.models.items() if kind_of(model) == "encoder"}
@@ -454,7 +464,8 @@ class Engine:
     async def _run(self, stage: str, limiter: anyio.CapacityLimiter, function: Callable[..., T], *args: Any) -> T:
         async with limiter, self._timed(stage):
             # The lane is held here, so that waiting for it is not counted as the stage's own time.
-            return await anyio.to_thread.run_sync(function, *args, limiter=anyio.CapacityLimiter(1))
+            with self._traces.span(stage):
+                return await anyio.to_thread.run_sync(function, *args, limiter=anyio.CapacityLimiter(1))
 
     def _explain_no_detector(self) -> None:
         if any(kind_of(model) == "open-detector" for model in self.models.values()):

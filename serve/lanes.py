@@ -9,6 +9,7 @@ numeric libraries keep a team of workers for each thread that calls them.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import math
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from foveal.errors import Unavailable
+from serve import logs
+from serve.tracing import Traces, Wait
 
 if TYPE_CHECKING:
     from serve.metrics import Metrics
@@ -46,6 +49,9 @@ class _Job:
     weight: int
     done: asyncio.Future[Any]
     since: float = field(default_factory=time.perf_counter)
+    waited: float = 0.0  # seconds
+    together: int = 1  # requests of its batch
+    wait: Wait | None = None  # as its trace has it
 
 
 class Lane:
@@ -55,8 +61,9 @@ class Lane:
         deadline: seconds; what cannot be begun within them is refused at once.
     """
 
-    def __init__(self, name: str, metrics: Metrics, deadline: float) -> None:
+    def __init__(self, name: str, metrics: Metrics, deadline: float, traces: Traces | None = None) -> None:
         self.name, self.most, self._metrics, self._deadline = name, 1, metrics, deadline
+        self._traces = traces or Traces()
         self._waiting: deque[_Job] = deque()
         self._seconds: dict[Hashable, float] = {}  # by key: running mean a unit of weight
         self._running: asyncio.Task[None] | None = None
@@ -79,12 +86,18 @@ class Lane:
             self._metrics.refused.labels("queue").inc()
             raise Overloaded(f"{self.name} has {len(self._waiting)} requests waiting", ahead - self._deadline)
         job = _Job((stage, key), call, item, weight, asyncio.get_running_loop().create_future())
+        job.wait = self._traces.wait(self.name)
         self._waiting.append(job)
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._work())
+            # A context of its own: what it does is not only for the request that happens to start it.
+            self._running = asyncio.create_task(self._work(), context=contextvars.Context())
         try:
-            return await job.done
+            result = await job.done
+            logs.batched(self.name, stage, job.together, job.waited)
+            return result
         finally:
+            if job.wait is not None:
+                job.wait.end()
             self._metrics.waiting.labels(self.name).set(len(self._waiting))
 
     def ahead(self) -> float:
@@ -129,7 +142,10 @@ class Lane:
             self._busy_until = began + weight * self._seconds.get(jobs[0].key, 0.0)
             self._metrics.batch.labels(self.name).observe(len(jobs))
             for job in jobs:
-                self._metrics.queued.labels(self.name).observe(began - job.since)
+                job.waited, job.together = began - job.since, len(jobs)
+                self._metrics.queued.labels(self.name).observe(job.waited)
+                if job.wait is not None:
+                    job.wait.end()
             await self._answer(jobs)
             took = (time.perf_counter() - began) / weight
             usual = self._seconds.get(jobs[0].key, took)
@@ -169,7 +185,8 @@ class Lane:
 
     async def _timed(self, jobs: list[_Job]) -> Sequence[Any]:
         stage = jobs[0].key[0] if isinstance(jobs[0].key, tuple) else ""
-        with self._metrics.stage.labels(stage).time():
+        waits = [job.wait for job in jobs]
+        with self._metrics.stage.labels(stage).time(), self._traces.batch(self.name, stage, waits):
             return await self._on_thread(jobs[0].call, [job.item for job in jobs])
 
     async def _on_thread(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:

@@ -15,6 +15,7 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from http.cookies import SimpleCookie
 from typing import Any, cast
 from urllib.parse import quote
@@ -26,18 +27,20 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
-from serve.audit import Audit, showing
+from serve import logs
+from serve.audit import Audit, NotAudited, showing
 from serve.engine import Limits, NotFound, TooLarge
 from serve.keys import VERBS, Key, Keys, Refused, TooOften, caller, verb_of, within
 from serve.lanes import Overloaded
 from serve.metrics import Metrics
+from serve.tracing import current
 
 log = logging.getLogger("foveal.serve")
 # What has limits on its body, its time and how much of it goes on at once; pages of the demo have their own.
 LIMITED = ("/v1", *(path for verb in ("search", "detect") for path in VERBS[verb] if not path.startswith("/v1/")))
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foveal_key"
-UNAUDITED = ("/livez", "/readyz", "/metrics")
+ARRIVING = 4  # times as many requests as are worked on at once may be open while their bodies arrive
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 
 
@@ -102,7 +105,7 @@ def foveal_response(error: FovealError) -> JSONResponse:
 async def _foveal_error(request: Request, error: Exception) -> JSONResponse:
     response = foveal_response(cast(FovealError, error))
     if response.status_code >= 500:
-        log.error("%s %s failed: %s", request.method, request.url.path, error)
+        log.error("%s %s failed: %s", request.method, _route(request.scope), error)
     return response
 
 
@@ -156,7 +159,8 @@ class _Surroundings:
 
     def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, keys: Keys | None, audit: Audit | None) -> None:
         self.app, self.metrics, self.limits, self.keys, self.audit = app, metrics, limits, keys, audit
-        self.at_once = 0
+        self.at_once = 0  # of the API
+        self.arriving = 0  # of those, whose body is still on its way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,33 +170,63 @@ class _Surroundings:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         api = within(scope["path"], LIMITED)
-        status, began, seen = 500, time.perf_counter(), 0
+        status, began, seen, whole = 500, time.perf_counter(), 0, False
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, whole
+            waits = api and not whole
+            self.arriving += waits
+            try:
+                message = await receive()
+            finally:
+                self.arriving -= waits
+            whole = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if api and seen > self.limits.body_bytes:
                 raise _BodyTooLarge(self.limits.body_bytes)
             return message
 
-        started = False
+        started = audited = False
+
+        def audit() -> None:
+            nonlocal audited
+            if self.audit is None or audited or _route(scope) in logs.PROBES:
+                return
+            audited = True  # tried once: the answer that it failed is not another one
+            self.audit.write(
+                shown,
+                request=request_id,
+                key=key and key.name,
+                client=(scope.get("client") or ("",))[0],
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+            )
 
         async def answered(message: Message) -> None:
             nonlocal status, started
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
+                status = message["status"]
+                audit()  # first: nothing is shown or confirmed that is not written down
+                started = True
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
+        async def reply(response: Response) -> None:
+            try:
+                await response(scope, receive, answered)
+            except NotAudited as error:
+                await _unaudited(error)(scope, receive, answered)
+
         self.metrics.in_flight.inc()
         self.at_once += api
-        shown, key = showing(), None
+        shown, asked, key = showing(), logs.begin(request_id), None
+        asked.trace = current(scope)
         try:
             _trust(scope, headers)
             key = self._admit(scope, headers)
             caller.set(key)
-            if api and self.at_once > self.limits.at_once:
+            if api and self._crowded():
                 self.metrics.refused.labels("at once").inc()
                 raise Overloaded(f"{self.at_once - 1} requests are being worked on", 1.0)
             declared = headers.get(b"content-length", b"")
@@ -210,36 +244,35 @@ class _Surroundings:
                 response: Response = RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
             else:
                 response = foveal_response(error)
-            await response(scope, receive, answered)
+            await reply(response)
         except _BodyTooLarge as error:
             if started:
                 raise
-            await error.response()(scope, receive, answered)
+            await reply(error.response())
+        except NotAudited as error:
+            await _unaudited(error)(scope, receive, answered)
         except Exception:
-            log.exception("request %s to %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("%s %s failed", scope["method"], _route(scope))
             if started:
                 raise
             failure = error_response(
                 500, "InternalError", "the server failed on this request",
                 remedy=f"Its log has the cause under request id {request_id}.",
             )  # fmt: skip
-            await failure(scope, receive, answered)
+            await reply(failure)
         finally:
             self.at_once -= api
             self.metrics.in_flight.dec()
-            route = getattr(scope.get("route"), "path", None) or ("other" if api else "pages")
+            route, seconds = _route(scope), time.perf_counter() - began
             self.metrics.requests.labels(route, scope["method"], str(status)).inc()
-            self.metrics.latency.labels(route).observe(time.perf_counter() - began)
-            if self.audit is not None and route not in UNAUDITED:
-                self.audit.write(
-                    shown,
-                    request=request_id,
-                    key=key and key.name,
-                    client=(scope.get("client") or ("",))[0],
-                    method=scope["method"],
-                    path=scope["path"],
-                    status=status,
-                )
+            self.metrics.latency.labels(route).observe(seconds)
+            logs.answered(asked, scope["method"], route, status, seconds, key and key.name)
+            with suppress(NotAudited):
+                audit()  # of a client that went away before the answer
+
+    def _crowded(self) -> bool:
+        """Whether too much is being worked on; what slow clients are still sending is little work, within reason."""
+        return self.at_once - self.arriving > self.limits.at_once or self.at_once > ARRIVING * self.limits.at_once
 
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Key | None:
         """The key of a request; None where none is needed."""
@@ -247,6 +280,20 @@ class _Surroundings:
         if self.keys is None or verb is None:
             return None
         return self.keys.admit(_secret(headers), verb)
+
+
+def _unaudited(error: NotAudited) -> JSONResponse:
+    log.error("a request was not answered because it could not be audited: %s", error)
+    return error_response(
+        503, "Unavailable", "the server cannot write down who saw what, and shows nothing meanwhile",
+        remedy="Its log says why; try again later.", headers={"Retry-After": "10"},
+    )  # fmt: skip
+
+
+def _route(scope: Scope) -> str:
+    """The pattern of a request's path: few of them, and nothing of what was asked."""
+    found = getattr(scope.get("route"), "path", None)
+    return found or ("other" if within(scope["path"], LIMITED) else "pages")
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> str | None:

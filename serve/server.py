@@ -106,7 +106,13 @@ class _Server(uvicorn.Server):
 
 def _config(app: FastAPI, level: int) -> uvicorn.Config:
     return uvicorn.Config(
-        app, log_level=level, access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS, lifespan="on", ws="none"
+        app,
+        log_level=level,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        lifespan="on",
+        ws="none",
     )
 
 

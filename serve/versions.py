@@ -89,9 +89,13 @@ class Rollout:
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = 0
 
-    def attach(self, served: str, metrics: Metrics, deadline: float) -> None:
-        """Prepares it to be served under the name `served`; done once, before anything is asked."""
-        self._served, self._metrics, self._deadline = served, metrics, deadline
+    def attach(self, served: str, lane: Callable[[str], Lane], metrics: Metrics) -> None:
+        """Prepares it to be served under the name `served`; done once, before anything is asked.
+
+        Args:
+            lane: makes the lane of a version, by its name.
+        """
+        self._served, self._lane, self._metrics = served, lane, metrics
         self.production = self._version(*self._first, "production")
         self._tell()
 
@@ -305,7 +309,7 @@ class Rollout:
         return version
 
     def _version(self, number: int, model: Detector, role: Role) -> Version:
-        return Version(number, model, Lane(f"{self._served}@{number}", self._metrics, self._deadline), role)
+        return Version(number, model, self._lane(f"{self._served}@{number}"), role)
 
     def _let_go(self, version: Version) -> None:
         """Ends a version's thread once what it still has is answered."""
