@@ -12,9 +12,11 @@ import numpy as np
 from evals.calibration import Calibrator, threshold_for_precision
 from evals.detection import assign
 from foveal.dataset import Dataset
+from foveal.detections import FloatArray
 from foveal.detectors import Calibration, DetectorCard
 from foveal.errors import BadImage, BadInput
 from foveal.models import Detector
+from foveal.profile import Profile
 from foveal.progress import Progress, track
 
 KNOTS = 33  # of the calibration that a file carries
@@ -44,6 +46,7 @@ def on_gold(
             "target_precision": target,
             "proven": choice.proven,
             "calibration": told,
+            "profile": Profile.of(seen.each),
         }
     )
 
@@ -56,13 +59,14 @@ class _Seen:
     names: list[str]
     right: list[bool]
     images: list[int]
+    each: list[FloatArray]  # the scores of every image
 
     def calibrator(self) -> Calibrator:
         return Calibrator.fit(np.array(self.scores), np.array(self.right), self.names, shrinkage=4.0)
 
 
 def _seen(detector: Detector, gold: Dataset, progress: Progress | None) -> _Seen:
-    found = _Seen([], [], [], [])
+    found = _Seen([], [], [], [], [])
     for place, sample in enumerate(track(progress, gold, "calibrate on gold", len(gold))):
         if sample.truth is None:
             continue
@@ -74,6 +78,7 @@ def _seen(detector: Detector, gold: Dataset, progress: Progress | None) -> _Seen
         found.names.extend(boxes.label_names)
         found.right.extend((assign(boxes, sample.truth) >= 0).tolist())
         found.images.extend([place] * len(boxes))
+        found.each.append(boxes.scores)
     if not any(found.right):
         raise BadInput(
             "the gold images cannot calibrate this detector",

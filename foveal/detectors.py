@@ -21,6 +21,7 @@ from foveal import artifacts
 from foveal.detections import Detections, FloatArray, IntArray
 from foveal.errors import BadInput, FovealError, IntegrityError, Unavailable
 from foveal.models import ModelRef
+from foveal.profile import Profile
 from foveal.runtime import usable_cores
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class DetectorCard(BaseModel):
     target_precision: float | None = Field(default=None, gt=0, lt=1)
     proven: bool = False  # the gold images prove it, or only make it likely
     calibration: Calibration | None = None
+    profile: Profile | None = None  # what it finds in the gold images
     source: str = ""  # fingerprint of the student this was made from
 
 

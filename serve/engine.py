@@ -6,6 +6,7 @@ together what waits together, see `serve.lanes`.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import gc
 import json
@@ -34,6 +35,7 @@ from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
 from serve.audit import note
+from serve.drift import Drift
 from serve.keys import caller
 from serve.lanes import Lane
 from serve.tracing import Traces
@@ -137,18 +139,21 @@ class Engine:
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()
+        self._encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
+        usual = {key: self.archives[name] for name, key in reversed(self._encoder_of.items())}
+        self.drift = Drift(usual, metrics)
+        self._background: set[asyncio.Task[Any]] = set()
         self.lanes: dict[str, Lane] = {}
         self.rollouts: dict[str, Rollout] = {}
         for name, model in self.models.items():
             if isinstance(model, Rollout):
-                model.attach(name, self._lane, metrics)
+                model.attach(name, self._lane, metrics, self.drift)
                 self.rollouts[name] = model
             else:
                 self.lanes[name] = self._lane(name)
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
         self._writing = anyio.CapacityLimiter(1)
-        self._encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
 
     def _lane(self, name: str) -> Lane:
         return Lane(name, self.metrics, self.limits.seconds, self._traces)
@@ -321,11 +326,28 @@ class Engine:
             if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
                 self._explain_no_detector()
             asked, (name, detector) = None, self.model("detector", model)
+        if self.drift.due():
+            self._embed_too(image)
         if name in self.rollouts:
             return await self.rollouts[name].ask(image, threshold)
         call = functools.partial(_detected, detector, asked)
         found = await self.lanes[name].run("detect", call, (image, threshold), key=asked)
+        if prompts is None:
+            self.drift.answered(name, detector, found, threshold)
         return Answerer(name, detector.fingerprint), found
+
+    def _embed_too(self, image: Image) -> None:
+        """Has a picture embedded as well, where nobody waits for the encoder: does it lie where the archive's do?"""
+        for name in list(dict.fromkeys(self._encoder_of.values()))[:1]:
+            if not self.lanes[name].ahead():
+                task = asyncio.create_task(self.embed(images=[image], model=name))
+                self._background.add(task)
+                task.add_done_callback(self._looked)
+
+    def _looked(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("a picture was not embedded to watch for drift: %r", task.exception())
 
     async def prelabel(self, image: Image, *, model: str | None = None) -> tuple[str, Labelled]:
         """(name of the labeller, the image's judged boxes, most probable first)."""
@@ -409,7 +431,9 @@ class Engine:
         name, encoder = self.model("encoder", model)
         call = functools.partial(_embedded, encoder)
         weight = max(1, len(texts) + len(images))
-        return name, await self.lanes[name].run("encode", call, (texts, images), weight=weight)
+        vectors = await self.lanes[name].run("encode", call, (texts, images), weight=weight)
+        self.drift.embedded(name, vectors[len(texts) :])
+        return name, vectors
 
     async def count_tokens(self, texts: Sequence[str], model: str) -> int:
         """Tokens of the texts, by the encoder where it can count them, else as words."""

@@ -66,3 +66,12 @@ class Metrics:
             "foveal_rollbacks", "Versions taken back, by the bar that they broke; `load` when one could not be used.",
             ["name", "reason"], registry=registry,
         )  # fmt: skip
+        self.drift = Gauge(
+            "foveal_drift",
+            "Population stability index of what comes in against what the model was measured on; 0.25 is a shift.",
+            ["model", "signal"],
+            registry=registry,
+        )
+        self.drift_samples = Gauge(
+            "foveal_drift_samples", "Recent pictures that the drift is told of.", ["model"], registry=registry
+        )

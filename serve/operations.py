@@ -42,6 +42,7 @@ def operations(engine: Engine, metrics: Metrics) -> APIRouter:
             for name, archive in engine.archives.items():
                 metrics.items.labels(name).set(len(archive))
             metrics.ready.set(float(engine.warm))
+            engine.drift.collect()
             return generate_latest(metrics.registry)
 
         data: Any = await anyio.to_thread.run_sync(collect)

@@ -29,6 +29,7 @@ from serve.lanes import Lane, Overloaded
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from serve.drift import Drift
     from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
@@ -89,13 +90,13 @@ class Rollout:
         self._tasks: set[asyncio.Task[None]] = set()
         self._comparing = 0
 
-    def attach(self, served: str, lane: Callable[[str], Lane], metrics: Metrics) -> None:
+    def attach(self, served: str, lane: Callable[[str], Lane], metrics: Metrics, drift: Drift) -> None:
         """Prepares it to be served under the name `served`; done once, before anything is asked.
 
         Args:
             lane: makes the lane of a version, by its name.
         """
-        self._served, self._lane, self._metrics = served, lane, metrics
+        self._served, self._lane, self._metrics, self._drift = served, lane, metrics, drift
         self.production = self._version(*self._first, "production")
         self._tell()
 
@@ -160,6 +161,7 @@ class Rollout:
         took = time.perf_counter() - began
         self._metrics.version_seconds.labels(*labels).observe(took)
         version.count(took, failed=False)
+        self._drift.answered(version.lane.name, version.model, found, threshold)
         self._judge(version)
         return found
 
@@ -314,6 +316,7 @@ class Rollout:
     def _let_go(self, version: Version) -> None:
         """Ends a version's thread once what it still has is answered."""
         self._background(version.lane.retire())
+        self._drift.forget(version.lane.name)
         self._tell()
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
