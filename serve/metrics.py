@@ -36,7 +36,10 @@ class Metrics:
         )  # fmt: skip
         self.waiting = Gauge("foveal_queue_length", "Requests that wait for a model.", ["model"], registry=registry)
         self.refused = Counter(
-            "foveal_refused", "Requests refused because the server had too much to do.", ["reason"], registry=registry
+            "foveal_refused",
+            "Requests refused that might have been answered: queue, at once, deadline, audit.",
+            ["reason"],
+            registry=registry,
         )
         self.model = Gauge(
             "foveal_model_info", "Always 1; the labels say what is loaded.", ["name", "kind", "fingerprint"],

@@ -216,7 +216,7 @@ class _Surroundings:
             try:
                 await response(scope, receive, answered)
             except NotAudited as error:
-                await _unaudited(error)(scope, receive, answered)
+                await self._unaudited(error)(scope, receive, answered)
 
         self.metrics.in_flight.inc()
         self.at_once += api
@@ -250,7 +250,7 @@ class _Surroundings:
                 raise
             await reply(error.response())
         except NotAudited as error:
-            await _unaudited(error)(scope, receive, answered)
+            await self._unaudited(error)(scope, receive, answered)
         except Exception:
             log.exception("%s %s failed", scope["method"], _route(scope))
             if started:
@@ -274,20 +274,20 @@ class _Surroundings:
         """Whether too much is being worked on; what slow clients are still sending is little work, within reason."""
         return self.at_once - self.arriving > self.limits.at_once or self.at_once > ARRIVING * self.limits.at_once
 
+    def _unaudited(self, error: NotAudited) -> JSONResponse:
+        self.metrics.refused.labels("audit").inc()
+        log.error("a request was not answered because it could not be audited: %s", error)
+        return error_response(
+            503, "Unavailable", "the server cannot write down who saw what, and shows nothing meanwhile",
+            remedy="Its log says why; try again later.", headers={"Retry-After": "10"},
+        )  # fmt: skip
+
     def _admit(self, scope: Scope, headers: Mapping[bytes, bytes]) -> Key | None:
         """The key of a request; None where none is needed."""
         verb = verb_of(scope["method"], scope["path"])
         if self.keys is None or verb is None:
             return None
         return self.keys.admit(_secret(headers), verb)
-
-
-def _unaudited(error: NotAudited) -> JSONResponse:
-    log.error("a request was not answered because it could not be audited: %s", error)
-    return error_response(
-        503, "Unavailable", "the server cannot write down who saw what, and shows nothing meanwhile",
-        remedy="Its log says why; try again later.", headers={"Retry-After": "10"},
-    )  # fmt: skip
 
 
 def _route(scope: Scope) -> str:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import json
-import resource
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,79 +23,30 @@ from serve.audit import Audit
 from serve.engine import Limits
 from serve.server import running
 from tests.command import foveal
-from tests.serve.conftest import ColourDetector, ColourEncoder, draw
+from tests.serve.conftest import ColourDetector, ColourEncoder
+from tests.serve.processes import full, png, program, served
 
 ROOT = Path(__file__).parents[2]
-UNLIMITED = resource.RLIM_INFINITY
-SERVER = """
-import sys
-from pathlib import Path
-from retrieval.archive import Archive
-from serve.app import create_app
-from serve.audit import Audit
-from serve.corrections import Corrections
-from serve.server import serve
-from tests.serve.conftest import ColourEncoder
-archive, state = sys.argv[1:]
-app = create_app(
-    archive=Archive.open(Path(archive)), encoder=ColourEncoder(),
-    corrections=Corrections(Path(state) / "corrections.sqlite"), audit=Audit(Path(state) / "audit.jsonl"),
-)
-serve(app, port=0, on_ready=lambda url: print(url, flush=True))
-"""
 WRITER = """
 import sys, time
 from pathlib import Path
+from retrieval import ingest
 from retrieval.archive import Archive
 from tests.serve.conftest import ColourEncoder
+ingest.BATCH, ingest.HAND_ON_SECONDS = 2, 0.0  # a commit every two pictures
 class Slow(ColourEncoder):
     def encode_images(self, images):
         print("working", flush=True)
-        time.sleep(0.2)
+        time.sleep(0.05)
         return super().encode_images(images)
-Archive.open(Path(sys.argv[1])).add(Path(sys.argv[2]), Slow(), batch_size=2)
+Archive.open(Path(sys.argv[1])).add(Path(sys.argv[2]), Slow())
 """
-
-
-def _png(width: int = 30) -> bytes:
-    file = io.BytesIO()
-    draw(("red", (4, 4, width, 30))).save(file, "png")
-    return file.getvalue()
-
-
-def _program(code: str, *words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
 
 
 @pytest.fixture
 def depot(archive: Archive, tmp_path: Path) -> Path:
     """An archive of one's own: its pictures stay where they are."""
     return Path(shutil.copytree(archive.path, tmp_path / "depot"))
-
-
-@contextmanager
-def served(depot: Path, state: Path) -> Generator[tuple[subprocess.Popen[str], str]]:
-    """A server as a process of its own, and its address."""
-    process = _program(SERVER, depot, state)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline().strip()
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
-def full(process: subprocess.Popen[str], size: int) -> Generator[None]:
-    """The process may write no file beyond a size: as on a full disk, some of a write may go through."""
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, UNLIMITED))
-    try:
-        yield
-    finally:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (UNLIMITED, UNLIMITED))
 
 
 def _slowly(stack: ExitStack, url: str, text: bytes) -> socket.socket:
@@ -110,6 +57,7 @@ def _slowly(stack: ExitStack, url: str, text: bytes) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_slow_clients_keep_nobody_else_waiting() -> None:
     body = (
         b"POST /v1/detect HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n{"
@@ -123,7 +71,7 @@ def test_slow_clients_keep_nobody_else_waiting() -> None:
         took: list[float] = []
         for _ in range(20):
             began = time.monotonic()
-            assert httpx.post(f"{url}/v1/detect", files={"image": _png()}).status_code == 200
+            assert httpx.post(f"{url}/v1/detect", files={"image": png()}).status_code == 200
             took.append(time.monotonic() - began)
         assert max(took) < 1
         for connection in waiting:  # and nobody stays for ever
@@ -204,7 +152,7 @@ def test_a_full_disk_under_the_audit_log_hides_nothing(depot: Path, tmp_path: Pa
     assert seen == {"search-0", "search-10"} | {f"search-{n}" for n, one in answers.items() if one.status_code == 200}
 
 
-def test_what_cannot_be_audited_is_not_shown(archive: Archive, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_audited_is_not_shown(archive: Archive, caplog: pytest.LogCaptureFixture) -> None:
     app = create_app(archive=archive, encoder=ColourEncoder(), audit=Audit(Path("/dev/full")))
     with running(app) as url:
         for answer in (
@@ -215,39 +163,54 @@ def test_what_cannot_be_audited_is_not_shown(archive: Archive, capfd: pytest.Cap
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
             assert set(answer.json()) == {"error"}
         assert httpx.get(f"{url}/livez").status_code == 200
-    assert "No space left on device" in capfd.readouterr().err
+        assert 'foveal_refused_total{reason="audit"} 3.0' in httpx.get(f"{url}/metrics").text
+    assert "No space left on device" in caplog.text
 
 
 @pytest.mark.slow
 def test_a_writer_that_is_killed_leaves_a_server_that_reads_and_writes(depot: Path, tmp_path: Path) -> None:
-    more = tmp_path / "more"
-    more.mkdir()
-    for number in range(60):
-        (more / f"{number}.png").write_bytes(_png(8 + number % 50))
+    def folder(turn: int) -> Path:
+        made = tmp_path / f"more-{turn}"
+        made.mkdir()
+        for number in range(200):
+            (made / f"{number}.png").write_bytes(png(8 + number % 50))
+        return made
 
     def reds(url: str) -> int:
         answer = httpx.post(f"{url}/v1/search", json={"text": "red", "k": 100}, timeout=20)
         assert answer.status_code == 200, answer.text
         return len(answer.json()["hits"])
 
-    with served(depot, tmp_path) as (_, url):
+    def add(url: str, width: int) -> list[str]:
+        answer = httpx.post(f"{url}/v1/items", files={"image": png(width)}, timeout=60)
+        assert answer.status_code == 201, answer.text
+        return [item["id"] for item in answer.json()["items"]]
+
+    with served(depot, tmp_path) as (_, url), ExitStack() as stack, ThreadPoolExecutor(1) as pool:
         before, stop, counts = reds(url), threading.Event(), list[int]()
+        confirmed: list[str] = []
         reader = threading.Thread(target=lambda: [counts.append(reds(url)) for _ in iter(stop.is_set, True)])
         reader.start()
-        for turn in range(3):
-            writer = _program(WRITER, depot, more)
+        stack.callback(reader.join)
+        stack.callback(stop.set)
+        for turn in range(5):
+            writer = program(WRITER, depot, folder(turn))
             assert writer.stdout is not None
-            for _ in range(2 + 2 * turn):
-                assert writer.stdout.readline() == "working\n"
-            busy = httpx.post(f"{url}/v1/items", files={"image": _png(60 - turn)}, timeout=60)
-            assert busy.status_code in (200, 201, 503)  # another process writes
+            for _ in range(3):
+                assert writer.stdout.readline() == "working\n", writer.stderr and writer.stderr.read()
+            waiting = pool.submit(add, url, 58 + turn)  # until the other has written
+            time.sleep(0.2 + 0.013 * turn)  # anywhere between two commits, or in one
+            assert writer.poll() is None
+            assert not waiting.done()
             writer.kill()
             writer.communicate()
+            confirmed += waiting.result()
         stop.set()
         reader.join()
         assert min(counts) >= before, "items were gone for a while"
-        added = httpx.post(f"{url}/v1/items", files={"image": _png(33)}, timeout=60)
-        assert added.status_code in (200, 201), added.text
+        confirmed += add(url, 63)
+        for id in confirmed:
+            assert httpx.get(f"{url}/v1/items/{id}").status_code == 200
         assert httpx.get(f"{url}/readyz").status_code == 200
     shown = foveal("archive", "check", "--archive", str(depot), "--json")
     assert shown.json["ok"] is True, shown.out
@@ -266,5 +229,5 @@ def test_a_damaged_model_is_refused_at_the_start(damage: str, pictures: Path, tm
     weights.write_bytes(changed[damage])
     shown = foveal("serve", "--archive", str(tmp_path / "depot"), "--port", "0")
     assert shown.code == 1
-    said = "with another encoder" if damage == "one byte" else "does not load"
+    said = "with another encoder" if damage == "one byte" else f"cannot read {model}"
     assert said in shown.error
