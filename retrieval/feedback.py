@@ -55,6 +55,19 @@ class Feedback:
                 [(judgement.text, judgement.id, int(judgement.relevant)) for judgement in judgements],
             )
 
+    def remove(self, text: str, ids: Sequence[str]) -> int:
+        """Takes back what was said of images for a text; returns how many judgements that were.
+
+        Raises:
+            IntegrityError: the file is damaged.
+        """
+        if not self.file.is_file():
+            return 0
+        with self._open() as database:
+            return sum(
+                database.execute("DELETE FROM judged WHERE text = ? AND id = ?", (text, id)).rowcount for id in ids
+            )
+
     def read(self) -> list[Judgement]:
         """Every judgement, ordered by text; IntegrityError when the file is damaged."""
         if not self.file.is_file():

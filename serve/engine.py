@@ -288,6 +288,14 @@ class Engine:
         await anyio.to_thread.run_sync(keep, limiter=self._writing)
         return len(judged)
 
+    async def unjudge(self, text: str, ids: Sequence[str], archive: str | None = None) -> int:
+        """Takes back what people said of a text's hits; returns how many judgements that were."""
+        name, store = self.archive(archive)
+        feedback = Feedback(store.path / "feedback.sqlite")
+        gone = await anyio.to_thread.run_sync(feedback.remove, text, list(ids), limiter=self._writing)
+        note(name, ids)
+        return gone
+
     async def add(self, uploads: Sequence[Upload], archive: str | None = None) -> tuple[str, list[Kept], list[str]]:
         """(name of the archive, what became of each picture, notes on their metadata); they are kept once this returns.
 

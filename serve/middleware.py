@@ -226,6 +226,7 @@ class _Surroundings:
             _trust(scope, headers)
             key = self._admit(scope, headers)
             caller.set(key)
+            scope["foveal.key"] = key  # for pages, whose work goes on outside of this request's context
             if api and self._crowded():
                 self.metrics.refused.labels("at once").inc()
                 raise Overloaded(f"{self.at_once - 1} requests are being worked on", 1.0)

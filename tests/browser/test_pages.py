@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.archive import Archive
+from retrieval.feedback import Feedback
 from serve.app import create_app
 from serve.server import running
 from tests.serve.conftest import (
@@ -66,7 +67,7 @@ def browser() -> Iterator[playwright.Browser]:
 def page(request: pytest.FixtureRequest, browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
     """A page that fails the test when it asks another host, gets an error, or is wider than the screen."""
     context = browser.new_context(viewport=SIZES[request.param], color_scheme="dark")
-    context.set_default_timeout(120_000)  # ms; a browser on a busy machine
+    context.set_default_timeout(15_000)  # ms; a browser on a busy machine
     page = context.new_page()
     wrong: list[str] = []
     page.on("request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else wrong.append(asked.url))
@@ -84,7 +85,7 @@ def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> 
     page.fill("#fv-words textarea, #fv-words input", "a red box")
     page.keyboard.press("Enter")
     page.wait_for_selector("#fv-results .fv-score b")
-    ids = page.eval_on_selector_all("#fv-results [data-id]", "all => all.map(one => one.dataset.id)")
+    ids = page.eval_on_selector_all("#fv-results .fv-card > [data-id]", "all => all.map(one => one.dataset.id)")
     colours = [page.request.get(f"{url}/v1/items/{id}").json()["uri"].rpartition("/")[2] for id in ids]
     assert [name.split("-")[0] for name in colours[:3]] == ["red"] * 3
     similarities = [float(text) for text in page.locator("#fv-results .fv-score b").all_inner_texts()]
@@ -94,7 +95,7 @@ def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> 
     page.get_by_text("Refine").click()
     page.fill("#fv-filter textarea, #fv-filter input", "camera = 'north' AND hour >= 4")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#fv-results [data-id]').length === 2")
+    page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 2")
 
     page.fill("#fv-filter textarea, #fv-filter input", "kamera = 1")
     page.keyboard.press("Enter")
@@ -102,10 +103,70 @@ def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> 
 
     page.fill("#fv-filter textarea, #fv-filter input", "")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#fv-results [data-id]').length === 12")
-    page.locator("#fv-results [data-id]").nth(0).click()
-    page.get_by_text("like the picture you picked").wait_for()
-    assert page.locator("#fv-results .fv-score b").first.inner_text() == "1.000"
+    page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 12")
+    page.locator("#fv-results .fv-card > [data-id]").nth(0).click()
+    page.get_by_text("Like this picture.").wait_for()
+    page.wait_for_function("document.querySelector('#fv-results .fv-score b').innerText === '1.000'")
+
+
+def test_search_minus_marks_and_the_way_back(page: playwright.Page, url: str, archive: Archive) -> None:
+    page.goto(f"{url}/?q=red+blue&not=yellow&k=6")
+    page.wait_for_selector("#fv-results .fv-score b")
+    assert page.input_value("#fv-words textarea, #fv-words input") == "red blue"
+    assert page.input_value("#fv-minus textarea, #fv-minus input") == "yellow"
+    found = page.locator("#fv-results .fv-card")
+    assert found.count() == 6
+    page.get_by_text("Show more").click()
+    page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 12")
+
+    page.fill("#fv-minus textarea, #fv-minus input", "blue")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search === '?q=red+blue&not=blue&k=6'")
+    page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 6")
+    first = found.first.locator("> [data-id]").get_attribute("data-id")
+    found.first.locator("[data-do=wrong]").click()
+    assert found.first.locator("[data-do=wrong]").get_attribute("aria-pressed") == "true"
+    page.get_by_text("0 right, 1 wrong").wait_for()
+    judged = {(one.text, one.id): one.relevant for one in Feedback(archive.path / "feedback.sqlite").read()}
+    assert judged["red blue", first] is False
+    page.get_by_text("Search again").click()
+    page.wait_for_function("id => location.search.endsWith(`wrong=${id}`)", arg=first)
+    found.first.locator("summary").click()
+    assert "not text 'blue'" in found.first.inner_text()
+
+    page.go_back()
+    page.wait_for_function("!location.search.includes('wrong')")
+    page.go_back()
+    page.wait_for_function("document.querySelector('#fv-minus textarea, #fv-minus input')?.value === 'yellow'")
+    page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 6")
+
+
+def test_search_with_a_part_of_a_picture(page: playwright.Page, url: str, tmp_path: Path) -> None:
+    draw(("red", (0, 0, 32, 48)), ("blue", (32, 0, 64, 48))).resize((320, 240), 0).save(tmp_path / "both.png")
+    page.goto(url)
+    page.wait_for_selector("#fv-results [data-id]")
+    page.get_by_text("Refine, or").click()
+    page.set_input_files("#fv-image input[type=file]", tmp_path / "both.png")
+    page.get_by_text("Like this picture.").wait_for()
+    page.wait_for_function("document.querySelector('#fv-query [data-region] img').naturalWidth > 0")
+    for start, end, colour in ((0.55, 0.95, "blue"), (0.05, 0.45, "red")):
+        picture = page.locator("#fv-query [data-region]")
+        picture.scroll_into_view_if_needed()
+        place = picture.bounding_box()
+        page.mouse.move(place["x"] + start * place["width"], place["y"] + 0.1 * place["height"])
+        page.mouse.down()
+        page.mouse.move(place["x"] + end * place["width"], place["y"] + 0.9 * place["height"], steps=4)
+        page.mouse.up()
+        page.get_by_text("Like the marked part").wait_for()
+        page.wait_for_function(
+            """async colour => {
+              const id = document.querySelector('#fv-results .fv-card > [data-id]').dataset.id;
+              return (await (await fetch(`/v1/items/${id}`)).json()).uri.includes(colour);
+            }""",
+            arg=colour,
+        )
+    page.get_by_text("Without the picture").click()
+    page.get_by_text("a look around").wait_for()
 
 
 def test_detect_an_upload_move_the_threshold_and_ask_for_something_else(

@@ -1,0 +1,98 @@
+"""What the pages have in common: fields, pieces of page that are clicked on, and what a visitor's key allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import gradio as gr
+from gradio.data_classes import ImageData
+
+from serve.engine import Engine, Item
+from serve.keys import Key
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+EXAMPLES = 10  # pictures to try detection and questions on
+MOST_SIDE = 2048  # pixels of the longer side of a picture that a session remembers
+NO_PICTURE = "Choose a picture, or try one of the archive's."
+# Clicks on whatever carries data-id or data-do, wherever it is drawn inside the component.
+PICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('[data-do], [data-id]');
+  if (button) trigger('pick', {do: button.dataset.do || '', id: button.dataset.id || ''});
+});"""
+# On a phone the result lies below the controls.
+TO_RESULT = """() => {
+  if (innerWidth < 700) document.querySelector('#fv-boxes').scrollIntoView({behavior: 'smooth', block: 'start'});
+}"""
+SKIP: Any = gr.skip()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+# Gradio would let one visitor at a time into a handler; how much goes on at once is the engine's to say.
+OURS: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
+QUIET: dict[str, Any] = {**OURS, "show_progress": "hidden"}
+
+
+class Picture(gr.Image):
+    """An image field that hands on the uploaded file as it is: decoding, with its limits, is the engine's."""
+
+    is_template = True  # the browser draws it as Gradio's own image field
+
+    def preprocess(self, payload: ImageData | None) -> Any:
+        if payload is not None and payload.path is not None and not (payload.url or "").startswith("data:"):
+            return payload.path  # Gradio has checked that it lies in its upload folder
+        return super().preprocess(payload)
+
+
+def picture_field(label: str = "Picture", height: int = 230) -> Picture:
+    """The field for the picture that a page is about."""
+    return Picture(
+        label=label, type="filepath", sources=["upload", "clipboard"], height=height, buttons=[], elem_id="fv-image"
+    )
+
+
+def html(value: str = "", *, js: str | None = None, elem_id: str | None = None) -> Any:
+    """A piece of page; with `js`, such as `PICK`, what it does in the browser."""
+    return gr.HTML(value, js_on_load=js, apply_default_css=False, elem_id=elem_id)
+
+
+def busy(where: Any) -> dict[str, Any]:
+    """How an event shows that it is at work: on the piece of page where its result will be."""
+    return {**OURS, "show_progress": "minimal", "show_progress_on": where}
+
+
+def told(event: gr.EventData, name: str) -> str:
+    """What the browser told with an event; empty where it told nothing of that name."""
+    return str(getattr(event, name, None) or "")
+
+
+async def pixels(engine: Engine, source: bytes | Item) -> Image:
+    """An uploaded file, or an item of the archive, no larger than a session should remember."""
+    image = await (engine.decode(source) if isinstance(source, bytes) else engine.picture(source))
+    if max(image.size) > MOST_SIDE:
+        image = image.copy()
+        image.thumbnail((MOST_SIDE, MOST_SIDE))
+    return image
+
+
+def may_write(request: gr.Request) -> bool:
+    """Whether the visitor's key may change things; without keys everyone may."""
+    scope = cast(Mapping[str, Any], request.request.scope)  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
+    key = cast("Key | None", scope.get("foveal.key"))
+    return key is None or "write" in key.verbs
+
+
+def took(began: float) -> str:
+    """The time since, for people."""
+    seconds = time.perf_counter() - began
+    return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds * 1000:.0f} ms"
+
+
+def counted(count: int, thing: str, things: str | None = None) -> str:
+    """`1 picture`, `2,000 pictures`."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
+
+
+def facts(engine: Engine) -> Sequence[str]:
+    """What the bar on top says is served."""
+    return [f"{counted(len(archive), 'picture')} in {name}" for name, archive in engine.archives.items()]
