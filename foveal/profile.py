@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from foveal.detections import FloatArray
 
 FLOOR = 0.3  # lowest score counted: what requests leave out by default cannot be compared
-STEP = 0.05
+STEP = 0.1
 CROWD = 15  # boxes in an image, and more
 
 
@@ -30,7 +30,7 @@ class Profile(BaseModel):
         bins = round((1 - FLOOR) / STEP)
         scores = np.concatenate(every) if every else np.zeros(0)
         crowds = np.minimum([len(one) for one in every], CROWD).astype(np.int64)
-        # The small term keeps a score such as 0.35 out of the bin below, where float32 would put it.
+        # The small term keeps a score such as 0.4 out of the bin below, where float32 would put it.
         where = np.clip(((scores - FLOOR) / STEP + 1e-4).astype(np.int64), 0, bins - 1)
         return cls(
             images=len(every),
