@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import signal
@@ -14,11 +15,13 @@ from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from foveal.errors import BadInput, Unavailable
 
 DRAIN_SECONDS = 5  # that open requests get to finish after a signal
 START_SECONDS = 60.0
+HEADER_SECONDS = 10.0  # from connecting, or a request's first byte, to the end of its header
 
 
 def serve(
@@ -104,6 +107,33 @@ class _Server(uvicorn.Server):
             self._on_started()
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, which by itself waits for the rest of a header for ever; bodies have a deadline."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect(False)
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._expect()
+
+    def on_headers_complete(self) -> None:
+        self._expect(False)
+        super().on_headers_complete()
+
+    def _expect(self, header: bool = True) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self.loop.call_later(HEADER_SECONDS, self.transport.close) if header else None
+
+
 def _config(app: FastAPI, level: int) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -113,6 +143,7 @@ def _config(app: FastAPI, level: int) -> uvicorn.Config:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         lifespan="on",
         ws="none",
+        http=_Protocol,
     )
 
 

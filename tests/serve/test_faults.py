@@ -18,6 +18,7 @@ import pytest
 
 from foveal.models import load_encoder
 from retrieval.archive import Archive
+from serve import server
 from serve.app import create_app
 from serve.audit import Audit
 from serve.engine import Limits
@@ -89,6 +90,22 @@ def test_slow_clients_are_not_endless_either() -> None:
         connections = [_slowly(stack, url, body) for _ in range(9)]
         connections[-1].settimeout(3)
         assert connections[-1].recv(100).startswith(b"HTTP/1.1 503")
+
+
+def test_a_header_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+    begun = b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    with running(create_app(detector=ColourDetector())) as url, ExitStack() as stack:
+        kept = _slowly(stack, url, begun + b"\r\n")
+        kept.settimeout(5)
+        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)
+        kept.sendall(begun + b"\r\n")  # a connection that waits for its next request is none of these
+        assert kept.recv(4096).startswith(b"HTTP/1.1 200")
+        kept.sendall(begun)
+        for connection in (_slowly(stack, url, b""), _slowly(stack, url, begun), kept):
+            connection.settimeout(5)
+            assert connection.recv(100) == b"", "it was not closed"
 
 
 @pytest.mark.slow

@@ -190,6 +190,7 @@ def test_spans_reach_a_collector_by_the_end(collector: Collector, archive: Archi
     assert collector.services == {"foveal"}
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_away_stops_nobody(archive: Archive) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"http://127.0.0.1:{probe.getsockname()[1]}"
