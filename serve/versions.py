@@ -97,6 +97,8 @@ class Rollout:
             lane: makes the lane of a version, by its name.
         """
         self._served, self._lane, self._metrics, self._drift = served, lane, metrics, drift
+        for bar in ("errors", "latency", "disagreement", "load"):
+            metrics.rollbacks.labels(served, bar)  # from zero on, so that the first one is a rise
         self.production = self._version(*self._first, "production")
         self._tell()
 
