@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from foveal.chat import ChatAnswer, ChatRequest
 from foveal.errors import BadInput, FingerprintMismatch, FovealError, Unavailable
 from foveal.schemas import ANSWERS, ArchiveCard, ArchiveList, Item, ItemsAnswer, ModelCard, ModelList, Request
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 A = TypeVar("A", bound=BaseModel)
 TIMEOUT = 60.0  # seconds
+KINDS: dict[type[Request[Any]], type[BaseModel]] = {**ANSWERS, ChatRequest: ChatAnswer}
 TRIES = 4  # of a request that found nobody, or too much going on
 WAIT = 0.5  # seconds before the second try, doubling, where the server names none
 LONGEST = 30.0  # seconds that the server's wish is waited for
@@ -98,7 +100,7 @@ class _Calls:
 
 def _sent(request: Request[A]) -> tuple[str, bytes, type[A]]:
     """Where a request goes, its body, and the kind of its answer."""
-    kind = cast(type[A], ANSWERS[type(request)])
+    kind = cast(type[A], KINDS[type(request)])
     return request.path, request.model_dump_json(exclude_unset=True).encode(), kind
 
 

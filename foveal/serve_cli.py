@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
+
+if TYPE_CHECKING:
+    from foveal.models import VisionLanguageModel
 
 DEFAULT_KEYS = Path("runs/keys.sqlite")
 KeysFile = Annotated[Path, typer.Option("--keys", metavar="FILE", help="File of keys.")]
@@ -26,7 +30,17 @@ def serve(
     open_detector: Annotated[
         str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
     ] = None,
-    vlm: Annotated[str | None, typer.Option(metavar="REF", help="Model that answers questions.")] = None,
+    vlm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REF",
+            help="Model that answers questions, or http://HOST:PORT/v1 of a server with some (its key in "
+            "FOVEAL_VLM_KEY); repeatable.",
+        ),
+    ] = None,
+    vlm_family: Annotated[
+        str | None, typer.Option(metavar="NAME", help="How the models of such a server write boxes, e.g. qwen2_5_vl.")
+    ] = None,
     prelabels: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
     ] = None,
@@ -80,7 +94,7 @@ def serve(
 
     gather = context.with_resource(logs.writing(log_format))
     from distill.prelabel import load_labeller
-    from foveal.models import load_encoder, load_open_detector, load_vlm
+    from foveal.models import load_encoder, load_open_detector
     from retrieval.archive import Archive
     from retrieval.memory import ExemplarMemory
     from retrieval.memory_files import Stored
@@ -108,7 +122,7 @@ def serve(
         encoder=encoder,
         detector=detector_of(detector, registry, share, Bars.read(bar or ())) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
-        vlm=load_vlm(vlm) if vlm else None,
+        models=_vlms(vlm or (), vlm_family),
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
@@ -121,6 +135,20 @@ def serve(
     )
     gather()  # of libraries that came with the models
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
+
+
+def _vlms(refs: Sequence[str], family: str | None) -> dict[str, VisionLanguageModel]:
+    """The first is `vlm`, further ones go by their reference."""
+    from foveal.models import load_vlm
+    from serve.vlm_http import remote_vlms
+
+    loaded: list[VisionLanguageModel] = []
+    for ref in refs:
+        if ref.startswith(("http://", "https://")):
+            loaded += remote_vlms(ref, key=os.environ.get("FOVEAL_VLM_KEY"), family=family)
+        else:
+            loaded.append(load_vlm(ref))
+    return {"vlm" if number == 0 else one.name: one for number, one in enumerate(loaded)}
 
 
 @keys_app.command("add")

@@ -5,6 +5,7 @@ Shape letters: B images, L tokens of a padded batch.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from foveal.encoders import (
     unreachable,
 )
 from foveal.errors import BadInput, UnknownName
+from foveal.generation import GREEDY, Asking, Following, Listening, Reply, Style, cut, words_of
 from foveal.models import ModelRef
 from foveal.runtime import pick_device
 from foveal.vlm_boxes import box_format, seen_size
@@ -166,20 +168,53 @@ class TransformersVLM:
 
     def replies(self, asked: Sequence[tuple[Image, Turns, str]], max_tokens: int = 64) -> list[str]:
         """`reply` to each (image, history, question), all at once."""
-        texts = [self.prompts.ask(history, question) for _, history, question in asked]
-        inputs = self.placed(self.prompts.inputs([image for image, _, _ in asked], texts, side="left"))
-        with torch.no_grad():  # not inference mode: what layers cache here may meet training next
+        askings = [Asking(image, question, history) for image, history, question in asked]
+        return [reply.text for reply in self.generate(askings, Style(max_tokens=max_tokens))]
+
+    def generate(self, asked: Sequence[Asking], style: Style = GREEDY) -> list[Reply]:
+        """The answer to each conversation, all at once; see `Style`.
+
+        Raises:
+            BadInput: the style's schema cannot be followed.
+        """
+        texts = [self.prompts.ask(one.history, one.question) for one in asked]
+        inputs = self.placed(self.prompts.inputs([one.image for one in asked], texts, side="left"))
+        given = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        more: dict[str, Any] = {}
+        if any(one.heard is not None or one.stops for one in asked):
+            more["stopping_criteria"] = [Listening(asked, self.prompts, given)]
+        if style.schema is not None:
+            more["logits_processor"] = [Following(style.schema, self._words, given)]
+        drawn = style.temperature > 0
+        with torch.random.fork_rng(enabled=drawn and style.seed is not None), torch.no_grad():
+            # Not inference mode: what layers cache here may meet training next.
+            if drawn and style.seed is not None:
+                torch.manual_seed(style.seed)
             ids = self.model.generate(
                 **inputs,
-                max_new_tokens=max_tokens,
-                do_sample=False,
+                max_new_tokens=style.max_tokens,
+                do_sample=drawn,
                 num_beams=1,
-                temperature=None,
-                top_p=None,
+                temperature=style.temperature if drawn else None,
+                top_p=style.top_p if drawn else None,
                 top_k=None,
+                **more,
             )
-        given = 0 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-        return [self.prompts.spoken(row[given:].tolist()) for row in ids]
+        return [
+            self._replied(one, row[given:].tolist(), int(seen), style)
+            for one, row, seen in zip(asked, ids, inputs["attention_mask"].sum(dim=1), strict=True)
+        ]
+
+    @functools.cached_property
+    def _words(self) -> Any:
+        width = self.model.get_output_embeddings().weight.shape[0]
+        return words_of(self.processor.tokenizer, sorted(self.prompts.stops), width)
+
+    def _replied(self, asked: Asking, ids: list[int], prompt: int, style: Style) -> Reply:
+        ends = [place for place, token in enumerate(ids) if place and token in self.prompts.stops]
+        said, stopped = cut(self.prompts.spoken(ids), asked.stops)
+        count = ends[0] + 1 if ends else len(ids)
+        return Reply(said, prompt, count, whole=stopped or bool(ends) or count < style.max_tokens)
 
     def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
         """Boxes (N, 4) of what `phrase` names, xyxy in the image's own pixels, by the family's own question for it."""

@@ -27,6 +27,7 @@ from serve import middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
 from serve.audit import Audit
+from serve.chat_routes import chat_api
 from serve.corrections import Corrections
 from serve.cvat import nuclio
 from serve.engine import Engine, Limits, Model, kind_of
@@ -140,6 +141,7 @@ def create_app(
         )  # fmt: skip
     app.include_router(archive_api(engine))
     app.include_router(judgement_api(engine))
+    app.include_router(chat_api(engine))
     app.include_router(api(engine))
     pictures = pictures or Pictures()
     for router in (

@@ -25,6 +25,7 @@ import numpy as np
 from distill.labeller import Labelled, Labeller
 from foveal.detections import Detections, FloatArray
 from foveal.errors import BadImage, BadInput, FingerprintMismatch
+from foveal.generation import Asking, Converses, Reply, Style
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
@@ -41,6 +42,7 @@ from serve.lanes import Lane
 from serve.tracing import Traces
 from serve.uploads import Kept, Upload, drop, take
 from serve.versions import Answerer, Rollout, found_by, warm
+from serve.vlm_http import AT_ONCE, RemoteVLM
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,6 +77,7 @@ class Limits:
     texts: int = 256  # inputs of one embedding request
     prompts: int = 64  # of one open-vocabulary detection
     question: int = 2000  # characters
+    tokens: int = 1024  # of one answer
     k: int = 1000  # hits of one search
     seconds: float = 30.0  # until a request must be answered, from its first byte
     at_once: int = 256  # requests that are worked on; more are refused
@@ -432,6 +435,18 @@ class Engine:
         said = "nowhere" if not len(boxes) else "here" if len(boxes) == 1 else f"in {len(boxes)} places"
         return Answer(name, said, Detections.build(boxes, np.ones(len(boxes)), np.zeros(len(boxes)), [phrase]))
 
+    async def chat(self, asked: Asking, style: Style, *, model: str | None = None) -> tuple[str, Reply]:
+        """(name of the model, its answer); those of one style are answered together.
+
+        Raises:
+            NotFound: there is no vision-language model here.
+            BadInput: it cannot hold a conversation, or follow the style's schema.
+        """
+        name, vlm = self.model("vlm", model)
+        if not isinstance(vlm, Converses):
+            raise BadInput(f"{name} answers single questions only", remedy="Ask it with /v1/ask.")
+        return name, await self.lanes[name].run("chat", functools.partial(_replied, vlm, style), asked, key=style)
+
     async def embed(
         self, texts: Sequence[str] = (), images: Sequence[Image] = (), *, model: str | None = None
     ) -> tuple[str, FloatArray]:
@@ -469,6 +484,8 @@ class Engine:
             elif kind == "memory":
                 whole = np.array([[0, 0, *grey.size]], dtype=np.float32)
                 await lane.measure(functools.partial(_classified, cast(ExemplarMemory, model)), (grey, whole))
+            elif isinstance(model, RemoteVLM):
+                lane.most = AT_ONCE  # it is warm where it runs, and its batches are made there
             elif kind == "vlm":
                 await lane.measure(functools.partial(_said, cast(VisionLanguageModel, model)), (grey, "what is this"))
             else:
@@ -533,6 +550,10 @@ def _said(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[str]
     if isinstance(vlm, AnswersMany):
         return vlm.replies([(image, (), question) for image, question in items])
     return [vlm.answer(image, question) for image, question in items]
+
+
+def _replied(vlm: Converses, style: Style, items: list[Asking]) -> list[Reply]:
+    return vlm.generate(items, style)
 
 
 def _classified(memory: ExemplarMemory, items: list[tuple[Image, FloatArray]]) -> list[FloatArray]:

@@ -33,7 +33,7 @@ VERBS: dict[str, tuple[str, ...]] = {
         "/x-anylabeling",
         "/api",
     ),
-    "ask": ("/v1/ask",),
+    "ask": ("/v1/ask", "/v1/chat"),
     "embed": ("/v1/embeddings",),
     "write": (),  # whatever changes something: see `verb_of`
     "metrics": ("/metrics", "/v1/versions"),

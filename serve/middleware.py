@@ -14,7 +14,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from http.cookies import SimpleCookie
 from typing import Any, cast
@@ -41,6 +41,7 @@ LIMITED = ("/v1", *(path for verb in ("search", "detect") for path in VERBS[verb
 LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foveal_key"
 ARRIVING = 4  # times as many requests as are worked on at once may be open while their bodies arrive
+EVENTS = b"text/event-stream"
 REQUEST_ID = re.compile(r"[\w.-]{1,64}")
 
 
@@ -203,12 +204,16 @@ class _Surroundings:
                 status=status,
             )
 
+        deadline: asyncio.Timeout | None = None
+
         async def answered(message: Message) -> None:
             nonlocal status, started
             if message["type"] == "http.response.start":
                 status = message["status"]
                 audit()  # first: nothing is shown or confirmed that is not written down
                 started = True
+                if deadline is not None and (b"content-type", EVENTS) in _lower(message["headers"]):
+                    deadline.reschedule(None)  # it has begun to answer, and says more as it goes
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -233,7 +238,7 @@ class _Surroundings:
             declared = headers.get(b"content-length", b"")
             if api and declared.isdigit() and int(declared) > self.limits.body_bytes:
                 raise _BodyTooLarge(self.limits.body_bytes)
-            async with asyncio.timeout(self.limits.seconds if api else None):
+            async with asyncio.timeout(self.limits.seconds if api else None) as deadline:
                 await self.app(scope, counted, answered)
         except (Overloaded, Refused, TooOften, BadRequest, TimeoutError) as error:
             if started:
@@ -295,6 +300,11 @@ def _route(scope: Scope) -> str:
     """The pattern of a request's path: few of them, and nothing of what was asked."""
     found = getattr(scope.get("route"), "path", None)
     return found or ("other" if within(scope["path"], LIMITED) else "pages")
+
+
+def _lower(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Names, and values without parameters, in lower case."""
+    return [(name.lower(), value.partition(b";")[0].strip().lower()) for name, value in headers]
 
 
 def _secret(headers: Mapping[bytes, bytes]) -> str | None:
