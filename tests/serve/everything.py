@@ -20,6 +20,7 @@ from retrieval.memory import ExemplarMemory
 from serve.app import create_app
 from serve.corrections import Corrections
 from serve.engine import Limits
+from serve.keys import Keys
 from tests.serve.conftest import (
     COLOURS,
     ColourDetector,
@@ -37,7 +38,7 @@ LABELS = (
 LIMITS = Limits(body_bytes=400_000, pixels=1_000_000, texts=8, prompts=4, k=20)
 
 
-def everything(folder: Path) -> FastAPI:
+def everything(folder: Path, keys: Keys | None = None) -> FastAPI:
     """An archive `depot` of twelve pictures, and one model of each kind."""
     samples: list[Sample] = []
     (folder / "pictures").mkdir()
@@ -58,6 +59,7 @@ def everything(folder: Path) -> FastAPI:
         memory=ExemplarMemory.build(ColourEncoder(), Dataset.build(samples, tuple(COLOURS))),
         corrections=Corrections(folder / "corrections.sqlite"),
         limits=LIMITS,
+        keys=keys,
     )
 
 
