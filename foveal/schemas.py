@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Request(BaseModel, Generic[A]):
@@ -116,9 +116,7 @@ class SearchRequest(_Strict, Request[SearchAnswer]):
         default=None, ge=16, le=512, description="also return each hit as JPEG, this many pixels"
     )
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"text": "a red barrel on the floor", "k": 5}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"text": "a red barrel on the floor", "k": 5}]})
 
 
 class Kept(BaseModel):
@@ -423,9 +421,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer, "description": text}
     for status, text in {
         400: "The request cannot be read.",
+        401: "A key is wanted.",
+        403: "The key is not for this.",
         404: "No such model, archive or item.",
+        409: "Vectors of another encoder.",
         413: "The body or the image is too large.",
         422: "The request can be read, its content not used.",
+        429: "The key asks too often; `Retry-After` says when to ask again.",
+        503: "Not ready, or too much going on; `Retry-After` says when to ask again.",
     }.items()
 }
 

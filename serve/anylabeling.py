@@ -18,6 +18,7 @@ from foveal.errors import BadInput
 from foveal.formats.attributes import as_text
 from serve.drawing import FLOOR, Drawn, answering, drawing, drawn, find
 from serve.engine import Engine, kind_of
+from serve.strict_json import StrictRoute
 from serve.wire import unpack
 
 PREFIX = "/x-anylabeling"
@@ -45,7 +46,7 @@ class PredictRequest(BaseModel):
 
 def remote(engine: Engine) -> APIRouter:
     """The routes that X-AnyLabeling calls."""
-    router = APIRouter(prefix=PREFIX, tags=["x-anylabeling"], responses=schemas.ERRORS)
+    router = APIRouter(prefix=PREFIX, tags=["x-anylabeling"], responses=schemas.ERRORS, route_class=StrictRoute)
 
     @router.get("/health", summary="Whether the server is up")
     async def health() -> dict[str, Any]:

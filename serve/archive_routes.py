@@ -16,6 +16,7 @@ from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.results import Hit
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
+from serve.strict_json import StrictRoute
 from serve.uploads import Upload
 from serve.wire import THUMBNAIL_SIDES, Thumbnails, unpack, uploads
 
@@ -44,7 +45,7 @@ ADD_BODY = {
 
 def archive_api(engine: Engine) -> APIRouter:
     """The routes over an engine's archives."""
-    router = APIRouter(prefix="/v1", responses=schemas.ERRORS)
+    router = APIRouter(prefix="/v1", responses=schemas.ERRORS, route_class=StrictRoute)
     thumbnails = Thumbnails(engine)
 
     @router.post("/search", tags=["search"], summary="Find images by text, by image, or by any mixture of both")

@@ -21,6 +21,7 @@ from foveal.formats.attributes import UNSET, as_text
 from foveal.masks import decode
 from serve.drawing import CLOSED, Drawn, answering, drawing, drawn, find
 from serve.engine import Engine, kind_of
+from serve.strict_json import StrictRoute
 from serve.wire import unpack
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Invocation(BaseModel):
 
 def nuclio(engine: Engine) -> APIRouter:
     """The routes that CVAT calls."""
-    router = APIRouter(prefix="/api", tags=["cvat"], responses=schemas.ERRORS)
+    router = APIRouter(prefix="/api", tags=["cvat"], responses=schemas.ERRORS, route_class=StrictRoute)
 
     @router.get("/functions", summary="The models, as nuclio lists functions")
     async def functions() -> dict[str, Any]:

@@ -566,13 +566,13 @@ def _verified(memory: ExemplarMemory, items: list[tuple[Image, Detections]]) -> 
 
 def _inside(image: Image, boxes: Sequence[Box]) -> FloatArray:
     """The boxes (N, 4); BadInput unless each has an area within the image."""
-    found = np.array(boxes, dtype=np.float32).reshape(-1, 4)
+    found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     edges = np.clip(found, 0, [image.width, image.height] * 2)
     if not np.isfinite(found).all() or (edges[:, 2:] - edges[:, :2] < 1).any():
         raise BadInput(
             "a box does not lie in its image", expected=f"x1, y1, x2, y2 within {image.width} x {image.height} pixels"
         )
-    return edges
+    return edges.astype(np.float32)
 
 
 def _located(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[FloatArray]:

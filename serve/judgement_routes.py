@@ -12,6 +12,7 @@ from foveal import schemas
 from foveal.detections import Detections
 from serve.engine import Engine
 from serve.middleware import BadRequest
+from serve.strict_json import StrictRoute
 from serve.wire import unpack
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def judgement_api(engine: Engine) -> APIRouter:
     """The routes over an engine's memory and vision-language model."""
-    router = APIRouter(prefix="/v1", responses=schemas.ERRORS)
+    router = APIRouter(prefix="/v1", responses=schemas.ERRORS, route_class=StrictRoute)
 
     @router.post("/classify", tags=["memory"], summary="What boxes show, by labelled crops like them")
     async def classify(asked: schemas.ClassifyRequest) -> schemas.ClassifyAnswer:

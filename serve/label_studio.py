@@ -33,6 +33,7 @@ from retrieval.sources_web import Web
 from serve.corrections import KEPT, Corrections, Event
 from serve.drawing import answering, find
 from serve.engine import Engine, NotFound, kind_of
+from serve.strict_json import StrictRoute
 from serve.wire import unpack
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class SetupRequest(BaseModel):
 
 def backend(engine: Engine, pictures: Pictures, corrections: Corrections | None = None) -> APIRouter:
     """The routes that Label Studio calls."""
-    router = APIRouter(prefix=PREFIX, tags=["label studio"], responses=schemas.ERRORS)
+    router = APIRouter(prefix=PREFIX, tags=["label studio"], responses=schemas.ERRORS, route_class=StrictRoute)
 
     @router.get("/health", summary="Label Studio asks whether the backend is up")
     @router.get("/", include_in_schema=False)

@@ -36,7 +36,7 @@ def operations(engine: Engine, metrics: Metrics) -> APIRouter:
             503, "Unavailable", engine.failure or "the models are warming up", headers={"Retry-After": "1"}
         )
 
-    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=schemas.ERRORS)
     async def prometheus() -> Response:
         def collect() -> bytes:
             for name, archive in engine.archives.items():
@@ -48,7 +48,11 @@ def operations(engine: Engine, metrics: Metrics) -> APIRouter:
         data: Any = await anyio.to_thread.run_sync(collect)
         return Response(data, media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/v1/versions", summary="Which versions of registered models answer, and how they compare")
+    @router.get(
+        "/v1/versions",
+        summary="Which versions of registered models answer, and how they compare",
+        responses=schemas.ERRORS,
+    )
     async def versions() -> schemas.VersionsAnswer:
         cards = [await anyio.to_thread.run_sync(card, name, rollout) for name, rollout in engine.rollouts.items()]
         return schemas.VersionsAnswer(rollouts=cards)

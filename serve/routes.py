@@ -15,6 +15,7 @@ from foveal.detections import Detections
 from foveal.errors import BadInput
 from serve.engine import Engine, kind_of
 from serve.middleware import BadRequest
+from serve.strict_json import StrictRoute
 from serve.wire import image_request, unpack
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ DETECT_BODY = body(
 
 def api(engine: Engine) -> APIRouter:
     """The routes over an engine."""
-    router = APIRouter(prefix="/v1", responses=schemas.ERRORS)
+    router = APIRouter(prefix="/v1", responses=schemas.ERRORS, route_class=StrictRoute)
     started = int(time.time())
 
     @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)

@@ -76,7 +76,7 @@ def _written(folder: Path, upload: Upload) -> Path:
     path = (folder / digest[:2] / f"{digest}{SUFFIX[format_of(upload.data)]}").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
-        with staged(path) as part:
+        with staged(path, folder=False) as part:
             part.write_bytes(upload.data)
     said = {"name": upload.name, **upload.metadata}
     write_text(path.with_name(path.name + ".json"), json.dumps(said))

@@ -5,19 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
 from foveal.schemas import ImageRequest
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
+from serve.strict_json import parse
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +27,9 @@ R = TypeVar("R", bound=ImageRequest)
 THUMBNAIL_SIDES = (16, 1024)
 CACHE_BYTES = 64 * 2**20
 MAX_FILES = 256  # of one upload
-METADATA: TypeAdapter[dict[str, str | int | float]] = TypeAdapter(dict[str, str | int | float])
+METADATA: TypeAdapter[dict[str, str | int | float]] = TypeAdapter(
+    dict[str, str | int | float], config=ConfigDict(allow_inf_nan=False, strict=True)
+)
 
 
 def unpack(text: str) -> bytes:
@@ -85,8 +87,8 @@ async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, 
 async def json_request(request: Request, kind: type[M]) -> M:
     """A request in JSON, whatever it says its type is."""
     try:
-        data = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
+        data = parse(await request.body())
+    except ValueError as error:
         raise BadRequest("the body is not valid JSON", expected="a JSON object", received=str(error)[:80]) from None
     return _validated(data, kind)
 
@@ -102,13 +104,15 @@ async def uploads(request: Request) -> tuple[str | None, list[tuple[str, bytes]]
         archive, said = form.get("archive"), form.get("metadata")
     if not sent:
         raise BadRequest("there is no picture", expected="files in the field `image`")
+    if isinstance(archive, UploadFile) or isinstance(said, UploadFile):
+        raise BadRequest("a file was sent where a text is expected", expected="texts as `archive` and `metadata`")
     try:
-        metadata = METADATA.validate_json(said if isinstance(said, str) and said else "{}", strict=True)
-    except ValidationError as error:
+        metadata = METADATA.validate_python(parse((said or "{}").encode()))
+    except ValueError as error:
         raise BadRequest(
             "the metadata cannot be used", expected="a flat JSON object of texts and numbers", received=str(said)[:80]
         ) from error
-    return (archive if isinstance(archive, str) and archive else None), sent, metadata
+    return archive or None, sent, metadata
 
 
 def _validated(data: Any, kind: type[M]) -> M:
