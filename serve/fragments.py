@@ -13,6 +13,7 @@ from retrieval.results import Hit
 from serve.engine import Item
 
 TEMPLATE = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"}
+CANVAS = "fv-canvas"
 SHOWN_FACTS = 3  # metadata values under a picture
 
 
@@ -144,10 +145,33 @@ def strip(archive: str, items: Sequence[Item]) -> str:
     )
 
 
-def picture(href: str, size: tuple[int, int], found: Detections) -> str:
-    """A picture with its boxes."""
-    svg = look.boxes_svg(size, found, href=href, alt="detections", weight=0.7)
+def picture(href: str | None, size: tuple[int, int], found: Detections) -> str:
+    """A picture with its boxes; None draws that of the page's `canvas`."""
+    reuse = None if href is not None else CANVAS
+    svg = look.boxes_svg(size, found, href=href, reuse=reuse, alt="detections", weight=0.7)
     return f'<div class="fv-picture">{svg.translate(TEMPLATE)}</div>'
+
+
+def canvas(href: str, size: tuple[int, int]) -> str:
+    """A picture that is not shown itself, for several that are drawn over it."""
+    width, height = size
+    return (
+        f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs><image id="{CANVAS}" '
+        f'href="{text(href)}" width="{width}" height="{height}" preserveAspectRatio="none"/></defs></svg>'
+    )
+
+
+def column(title: str, model: str, facts: str, picture: str, below: str) -> str:
+    """What one model made of a picture."""
+    return (
+        f'<section class="fv-column"><h2>{text(title)}<span>{text(facts)}</span></h2>'
+        f"<p>{text(model)}</p>{picture}{below}</section>"
+    )
+
+
+def columns(made: Sequence[str]) -> str:
+    """Several beside each other, as far as the screen is wide."""
+    return f'<div class="fv-columns">{"".join(made)}</div>'
 
 
 def chips(questions: Iterable[str]) -> str:
@@ -162,18 +186,40 @@ def talk(turns: Sequence[tuple[str, str]]) -> str:
     return f'<ol class="fv-talk" role="log">{said}</ol>'
 
 
+def citation(archive: str, id: str, said: str, *, supports: bool, share: float) -> str:
+    """A picture that was looked at, what the model says of it, and its share of the vote; a click asks about it."""
+    agrees = "says so" if supports else "says something else" if share > 0 else "has no vote"
+    return (
+        f'<figure class="fv-card{"" if supports else " fv-against"}">'
+        f"{_button(archive, id, f'ask about this picture, which {agrees}', 384)}"
+        f'<figcaption><div class="fv-score"><b>{text(said or "no answer")}</b></div>'
+        f'<div class="fv-facts"><span>{agrees}</span><span>{share:.0%} of the vote</span></div></figcaption></figure>'
+    )
+
+
+def answer(question: str, said: str, because: str, cards: Sequence[str], *, sure: bool) -> str:
+    """An answer from the archive with the pictures that were looked at; not `sure`: that it is not held there."""
+    below = f'<p class="fv-because">{text(because[:1].upper() + because[1:])}.</p>' if because else ""
+    return (
+        f'<div class="fv-answer{"" if sure else " fv-none"}" role="status"><p>{text(question)}</p><b>{text(said)}</b>'
+        f"{below}{_grid(cards) if cards else ''}</div>"
+    )
+
+
 def table(found: Detections) -> str:
     """The detections as a table, best first."""
     if not len(found):
         return note("Nothing above this threshold.")
     calibrated = found.probabilities is not None
     shown = found.probabilities if found.probabilities is not None else found.scores
+    routes = [origin.route or "" for origin in found.provenance] if found.provenance else [""] * len(found)
     rows = "".join(
-        f'<tr><td><i style="background:{look.box_colour(label)}"></i>{text(name)}</td>'
+        f'<tr><td><i style="background:{look.box_colour(label)}"></i>{text(name)}'
+        f"{f' <small>{text(route)}</small>' if route else ''}</td>"
         f'<td><div><span class="fv-meter" style="--share:{score:.0%}"></span>{score:.2f}</div></td>'
         f"<td>{x2 - x1:.0f} &times; {y2 - y1:.0f}</td></tr>"
-        for (x1, y1, x2, y2), label, name, score in zip(
-            found.boxes.tolist(), found.labels.tolist(), found.label_names, shown.tolist(), strict=True
+        for (x1, y1, x2, y2), label, name, score, route in zip(
+            found.boxes.tolist(), found.labels.tolist(), found.label_names, shown.tolist(), routes, strict=True
         )
     )
     score_name = "probability" if calibrated else "score"

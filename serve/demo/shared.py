@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 EXAMPLES = 10  # pictures to try detection and questions on
 MOST_SIDE = 2048  # pixels of the longer side of a picture that a session remembers
 NO_PICTURE = "Choose a picture, or try one of the archive's."
-# Clicks on whatever carries data-id or data-do, wherever it is drawn inside the component.
-PICK = """element.addEventListener('click', event => {
-  const button = event.target.closest('[data-do], [data-id]');
-  if (button) trigger('pick', {do: button.dataset.do || '', id: button.dataset.id || ''});
-});"""
-# On a phone the result lies below the controls.
-TO_RESULT = """() => {
-  if (innerWidth < 700) document.querySelector('#fv-boxes').scrollIntoView({behavior: 'smooth', block: 'start'});
-}"""
 SKIP: Any = gr.skip()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 # Gradio would let one visitor at a time into a handler; how much goes on at once is the engine's to say.
 OURS: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
