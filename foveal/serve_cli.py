@@ -38,6 +38,12 @@ def serve(
     corrections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what annotators do, as Label Studio's webhook tells it.")
     ] = None,
+    review: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Finished labelling job: its doubtful boxes on a page.")
+    ] = None,
+    gold: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Labelled images that job learned from, to show beside.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
@@ -51,7 +57,7 @@ def serve(
     registry: RegistryDir = DEFAULT_REGISTRY,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
-    demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
+    demo: Annotated[bool, typer.Option(help="Mount the pages, those that can work.")] = True,
     json_: Json = False,
 ) -> None:
     """Serve search, detection and embeddings over HTTP.
@@ -69,6 +75,7 @@ def serve(
     from serve.corrections import Corrections
     from serve.keys import Keys
     from serve.label_studio import Pictures
+    from serve.reviewing import STORE, ReviewJob
     from serve.server import serve as run
 
     opened = Archive.open(archive) if archive else None
@@ -78,6 +85,8 @@ def serve(
         stored = Stored.read(memory)
         own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
         remembered = ExemplarMemory.load(memory, own or load_encoder(stored.encoder))
+    kept = corrections or (review / STORE if review else None)
+    told = Corrections(kept) if kept else None
     served = create_app(
         archive=opened,
         encoder=encoder,
@@ -87,7 +96,8 @@ def serve(
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
-        corrections=Corrections(corrections) if corrections else None,
+        corrections=told,
+        review=ReviewJob(review, gold, told) if review else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from distill.ontology import Ontology
+from distill.prelabel import prelabel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback
 from serve.app import create_app
+from serve.reviewing import ReviewJob
 from serve.server import running
+from tests.distill.painted import CLASSES, DenseBlobs, painted, remember
 from tests.serve.conftest import (
     ColourDetector,
     ColourEncoder,
@@ -43,7 +47,17 @@ SIZES = {"desktop": {"width": 1280, "height": 860}, "phone": {"width": 390, "hei
 
 
 @pytest.fixture(scope="module")
-def url(archive: Archive) -> Iterator[str]:
+def job(tmp_path_factory: pytest.TempPathFactory) -> ReviewJob:
+    """A labelling job of painted discs."""
+    folder = tmp_path_factory.mktemp("job")
+    gold, hidden = painted(folder / "gold", 30, 1), painted(folder / "hidden", 24, 2)
+    source = hidden.with_truth([None] * len(hidden), CLASSES)
+    prelabel(source, Ontology.of(CLASSES), DenseBlobs(), gold, remember(gold), folder / "out")
+    return ReviewJob(folder / "out", gold)
+
+
+@pytest.fixture(scope="module")
+def url(archive: Archive, job: ReviewJob) -> Iterator[str]:
     app = create_app(
         archive=archive,
         encoder=ColourEncoder(),
@@ -51,6 +65,7 @@ def url(archive: Archive) -> Iterator[str]:
         open_detector=ColourOpenDetector(),
         vlm=ColourTalker(),
         labeller=ColourLabeller(),  # pyright: ignore[reportArgumentType]
+        review=job,
         demo=True,
     )
     with running(app) as url:
@@ -197,7 +212,7 @@ def test_detect_with_student_and_teacher_and_move_the_threshold(
 
     page.fill("#fv-prompts textarea, #fv-prompts input", "something red, a yellow thing")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.querySelectorAll('#fv-boxes td')[3].innerText.startsWith('something red')")
+    page.wait_for_function("document.querySelectorAll('#fv-boxes td')[3]?.innerText.startsWith('something red')")
     assert rows[0].first.inner_text().startswith("red")
 
 
@@ -284,3 +299,50 @@ def test_ask_without_a_picture_says_so(page: playwright.Page, url: str, tmp_path
     page.wait_for_timeout(1000)
     assert "Choose a picture" in page.locator("#fv-boxes").inner_text()
     assert page.locator("#fv-talk li").count() == 0
+
+
+def test_review_by_keys_and_by_hand(page: playwright.Page, url: str, job: ReviewJob) -> None:
+    before = job.progress.decided
+    page.goto(f"{url}/review")
+    page.wait_for_selector(".fv-review")
+    first = job.open_after(0)
+    assert first is not None
+
+    def number() -> int:
+        return page.evaluate("JSON.parse(document.querySelector('.fv-review').dataset.case).case")
+
+    assert number() == first.number
+    page.wait_for_function("document.querySelector('.fv-near img').naturalWidth > 0")
+    box = job.record(first)["box"]
+    page.keyboard.press("2")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("a")
+    page.get_by_text(f"{before + 1} of {len(job.cases)} boxes decided").wait_for()
+    said = job.decision(first)
+    assert said is not None
+    assert (said.keep, said.label) == (True, CLASSES[1])
+    assert said.place == pytest.approx((box[0] + 1, box[1], box[2] + 1, box[3] - 1), abs=0.01)
+
+    second = job.cases[number()]
+    corner = page.locator("[data-corner='11'] circle").last
+    corner.scroll_into_view_if_needed()
+    at = corner.bounding_box()
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(at["x"] - 20, at["y"] - 20, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Accept").click()
+    page.get_by_text(f"{before + 2} of {len(job.cases)} boxes decided").wait_for()
+    said = job.decision(second)
+    assert said is not None
+    assert said.place[:2] == pytest.approx(tuple(job.record(second)["box"][:2]), abs=0.01)
+    assert said.place[2] < job.record(second)["box"][2]
+
+    third = number()
+    page.keyboard.press("r")
+    page.get_by_text(f"{before + 3} of {len(job.cases)} boxes decided").wait_for()
+    page.keyboard.press("u")
+    page.get_by_text(f"{before + 2} of {len(job.cases)} boxes decided").wait_for()
+    assert number() == third
+    assert job.decision(job.cases[third]) is None
