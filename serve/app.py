@@ -77,7 +77,7 @@ def create_app(
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
-        demo: also mount the pages *Search*, *Detect*, *Ask* and *Review* at `/`, those of them that can work.
+        demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
 
     Raises:
         BadInput: a name is taken twice, or there is nothing to serve.

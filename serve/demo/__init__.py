@@ -1,4 +1,4 @@
-"""The pages to click on: *Search*, *Detect*, *Ask* and *Review*, in Gradio, mounted in the same application as the API.
+"""The pages to click on, in Gradio, mounted in the same application as the API.
 
 Pages call the engine directly and show pictures through the API's own addresses. Nothing is loaded from elsewhere and
 nothing is reported anywhere; all work without a network.
@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from serve import fragments as show
 from serve import look
-from serve.demo import ask, detect, review, search
+from serve.demo import ask, curate, detect, review, search
 from serve.demo.shared import facts, html
 from serve.engine import Engine, kind_of
 from serve.reviewing import ReviewJob
@@ -70,4 +70,6 @@ def _pages(engine: Engine, job: ReviewJob | None) -> dict[str, Draw]:
         found["Ask"] = lambda page: ask.draw(engine, page)
     if job is not None:
         found["Review"] = lambda page: review.draw(job, page)
+    if engine.archives:
+        found["Curate"] = lambda page: curate.draw(engine, page)
     return found

@@ -14,6 +14,8 @@ from distill.prelabel import prelabel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback
 from serve.app import create_app
+from serve.keys import Keys
+from serve.middleware import COOKIE
 from serve.reviewing import ReviewJob
 from serve.server import running
 from tests.distill.painted import CLASSES, DenseBlobs, painted, remember
@@ -346,3 +348,48 @@ def test_review_by_keys_and_by_hand(page: playwright.Page, url: str, job: Review
     page.get_by_text(f"{before + 2} of {len(job.cases)} boxes decided").wait_for()
     assert number() == third
     assert job.decision(job.cases[third]) is None
+
+
+def test_curate_takes_out_only_what_is_confirmed(browser: playwright.Browser, pictures: Path, tmp_path: Path) -> None:
+    """By a key that may write; one that may only look is told so, on this page and where it marks a hit."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        draw(("red", (4, 4, 20, 40))).save(folder / f"{name}.png")
+    draw(("blue", (9, 9, 50, 40))).save(folder / "c.png")
+    store = Archive.create(tmp_path / "depot", ColourEncoder())
+    store.add(folder, ColourEncoder())
+    keys = Keys(tmp_path / "keys.sqlite")
+    looks, writes = keys.add("looks", ["pages"]), keys.add("writes", ["pages", "write"])
+    with running(create_app(archive=store, encoder=ColourEncoder(), keys=keys, demo=True)) as url:
+        for secret, left in ((looks, 3), (writes, 2)):
+            context = browser.new_context(viewport=SIZES["phone"])
+            context.set_default_timeout(15_000)
+            context.add_cookies([{"name": COOKIE, "value": secret, "url": url}])
+            page = context.new_page()
+            page.goto(f"{url}/?q=red")
+            page.locator("#fv-results [data-do=right]").first.click()
+            page.get_by_text("1 right, 0 wrong").wait_for()
+            assert ("may not write" in page.locator("#fv-marks").inner_text()) == (left == 3)
+
+            page.goto(f"{url}/curate")
+            page.get_by_text("2 equal files").wait_for()
+            page.get_by_role("button", name="Take the copies out").click()
+            if left == 3:
+                page.get_by_text("This key may look").wait_for()
+            else:
+                page.get_by_text("Take this picture out").wait_for()
+                page.get_by_role("button", name="Leave in").click()
+                page.wait_for_function("!document.querySelector('.fv-ask-first')")
+                assert len(store) == 3
+                page.get_by_role("button", name="Take the copies out").click()
+                page.get_by_role("button", name="Take out", exact=True).click()
+                page.get_by_text("No picture is there twice").wait_for()
+                page.get_by_text("Odd ones out").click()
+                page.wait_for_function("document.querySelectorAll('#fv-findings .fv-card').length === 2")
+                page.get_by_text("Clusters", exact=True).click()
+                page.wait_for_selector("#fv-findings .fv-group img")
+            assert len(store) == left
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            context.close()
+    assert [one.relevant for one in Feedback(store.path / "feedback.sqlite").read()] == [True]
