@@ -11,6 +11,7 @@ from evals.look import data_uri
 from foveal.errors import FovealError
 from retrieval.results import Hit
 from serve import fragments as show
+from serve.demo import search_fragments as drawn
 from serve.demo.looking import MOST_MARKS, Looking, region_of
 from serve.demo.shared import SKIP, counted, pixels, took
 from serve.engine import Engine
@@ -50,7 +51,7 @@ class SearchPage:
         try:
             name, found = await self.engine.search(await asked.query(self.engine))
         except FovealError as error:
-            return Shown(asked), "", self._bar(asked), show.problem(error), "", show.link(asked.link)
+            return Shown(asked), "", self._bar(asked), show.problem(error), "", drawn.link(asked.link)
         of = f"of {counted(found.kept, 'picture')}" + (" that fit the filter" if asked.where else "")
         status = [f"{len(found)} best {of}", took(began)]
         status += [f"{counted(found.collapsed, 'near-duplicate')} folded away"] if found.collapsed else []
@@ -58,8 +59,8 @@ class SearchPage:
         shown = Shown(
             asked, found.hits, found.cursor, (*status, *found.notes), liked=asked.liked, disliked=asked.disliked
         )
-        results = self._results(name, shown) if found.hits else show.nothing(found.reason)
-        return shown, show.status(shown.status), self._bar(asked), results, self._marks(shown), show.link(asked.link)
+        results = self._results(name, shown) if found.hits else drawn.nothing(found.reason)
+        return shown, show.status(shown.status), self._bar(asked), results, self._marks(shown), drawn.link(asked.link)
 
     async def more(self, shown: Shown) -> Page:
         """The next page below what is there."""
@@ -134,13 +135,13 @@ class SearchPage:
         try:
             items = await self.engine.sample(SAMPLES)
         except FovealError as error:
-            return Shown(asked), "", "", show.problem(error), "", show.link("?")
+            return Shown(asked), "", "", show.problem(error), "", drawn.link("?")
         if not items:
             said = "The archive is empty. Add pictures with: foveal archive add FOLDER --archive DIR"
-            return Shown(asked), "", "", show.note(said), "", show.link("?")
+            return Shown(asked), "", "", show.note(said), "", drawn.link("?")
         status = show.status(["a look around; pick a picture to see more like it"])
         cards = show.samples(self.name, items, "more like this one")
-        return Shown(asked), status, "", cards, "", show.link(asked.link)
+        return Shown(asked), status, "", cards, "", drawn.link(asked.link)
 
     def _bar(self, asked: Looking) -> str:
         if asked.image is not None:
@@ -149,12 +150,12 @@ class SearchPage:
             href = show.address(self.name, asked.like, SHOWN_SIDE)
         else:
             return ""
-        return show.query_picture(href, asked.region, uploaded=asked.image is not None)
+        return drawn.query_picture(href, asked.region, uploaded=asked.image is not None)
 
     def _results(self, name: str, shown: Shown) -> str:
         marks = dict.fromkeys(shown.liked, True) | dict.fromkeys(shown.disliked, False)
-        return show.hits(name, shown.hits, marks=marks, more=shown.cursor is not None)
+        return drawn.hits(name, shown.hits, marks=marks, more=shown.cursor is not None)
 
     def _marks(self, shown: Shown) -> str:
         changed = (shown.liked, shown.disliked) != (shown.asked.liked, shown.asked.disliked)
-        return show.marks(len(shown.liked), len(shown.disliked), changed=changed, note=shown.note)
+        return drawn.marks(len(shown.liked), len(shown.disliked), changed=changed, note=shown.note)

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 import gradio as gr
 
 from serve import fragments as show
+from serve.demo import search_fragments as drawn
 from serve.demo.finding import Page, SearchPage, Shown
 from serve.demo.looking import MOST_K, K, Looking
 from serve.demo.scripts import LINK, MARK, PICK, REGION, UP
@@ -83,7 +84,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
     async def back(event: gr.EventData) -> Page:
         asked = _looking(told(event, "link"))
         found = await it.find(asked)
-        return *_fields(asked), *found[:-1], show.link(asked.link, still=True)
+        return *_fields(asked), *found[:-1], drawn.link(asked.link, still=True)
 
     at_work = busy(results)
     for event in (
