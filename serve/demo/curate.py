@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from serve import fragments as show
 from serve.curating import Curated, Found, What
 from serve.demo import curate_fragments as drawn
 from serve.demo.scripts import PICK
-from serve.demo.shared import OURS, QUIET, SKIP, counted, html, may_write, told, took
+from serve.demo.shared import OURS, QUIET, SKIP, counted, html, may_write, told
 from serve.engine import ITEM_ID, Engine
 
 WHATS: dict[str, What] = {"Copies": "duplicates", "Odd ones out": "outliers", "Clusters": "clusters"}
@@ -56,14 +55,13 @@ class CuratePage:
             "",
             SKIP,
         )
-        began = time.perf_counter()
         try:
             found = await self.curated.find(what)
         except FovealError as error:
             yield Seen(what), "", "", show.problem(error)
             return
         seen = Seen(what, found)
-        yield seen, show.status([*self._summary(found), took(began)]), "", self._drawn(seen)
+        yield seen, show.status(self._summary(found)), "", self._drawn(seen)
 
     async def act(self, do: str, id: str, seen: Seen, may: bool) -> Step:
         """A click: more, to ask whether pictures shall leave the archive, and to do so or not.

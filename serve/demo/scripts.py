@@ -11,6 +11,7 @@ PICK = """element.addEventListener('click', event => {
 TO_RESULT = """() => {
   if (innerWidth < 700) document.querySelector('#fv-boxes').scrollIntoView({behavior: 'smooth', block: 'start'});
 }"""
+TO_HITS = TO_RESULT.replace("#fv-boxes", "#fv-results")
 # A press on a mark shows at once; the server is told beside.
 MARK = """element.addEventListener('click', event => {
   const button = event.target.closest('[data-do], [data-id]');
