@@ -13,7 +13,7 @@ from serve import fragments as show
 from serve.demo import search_fragments as drawn
 from serve.demo.finding import Page, SearchPage, Shown
 from serve.demo.looking import MOST_K, K, Looking
-from serve.demo.scripts import LINK, MARK, PICK, REGION, TO_HITS, UP
+from serve.demo.scripts import LINK, MARK, PICK, REGION, UP
 from serve.demo.shared import QUIET, SKIP, Picture, busy, html, may_write, told
 from serve.engine import Engine
 
