@@ -9,7 +9,7 @@ One server at a time may decide on a job.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -106,6 +106,7 @@ class ReviewJob:
             found += [Case(len(found) + n, record["image"], place) for n, place in enumerate(mine)]
         self.cases: tuple[Case, ...] = tuple(found)
         self._lock = threading.Lock()
+        self.changes = 0  # decisions made or taken back since the server started
         self._decided: dict[str, dict[int, Decision]] = self._read()
         self.thumbnail = lru_cache(maxsize=4096)(self._thumbnail)
 
@@ -137,10 +138,15 @@ class ReviewJob:
         finished = sum(self._finished(image) for image in self._records)
         return Progress(decided, len(self.cases), finished, len(self._records))
 
-    def open_after(self, number: int) -> Case | None:
-        """The next open case from a place in the queue on, going around; None when all are decided."""
+    def open_after(self, number: int, others: Collection[str] = ()) -> Case | None:
+        """The next open case from a place in the queue on, going around; None when all are decided.
+
+        Args:
+            others: pictures that somebody else is at, which come last.
+        """
         ahead = (*self.cases[max(0, number) :], *self.cases[: max(0, number)])
-        return next((case for case in ahead if self.decision(case) is None), None)
+        left = [case for case in ahead if self.decision(case) is None]
+        return next((case for case in left if case.image not in others), left[0] if left else None)
 
     def decide(self, case: Case, *, keep: bool, label: str | None = None, place: Sequence[float] | None = None) -> None:
         """Keeps a decision, durably once this returns.
@@ -238,6 +244,7 @@ class ReviewJob:
         except BaseException:
             self._decided[image] = before
             raise
+        self.changes += 1
 
     def _read(self) -> dict[str, dict[int, Decision]]:
         found: dict[str, dict[int, Decision]] = {}

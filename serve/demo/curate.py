@@ -16,7 +16,7 @@ from serve import fragments as show
 from serve.curating import Curated, Found, What
 from serve.demo import curate_fragments as drawn
 from serve.demo.scripts import PICK
-from serve.demo.shared import OURS, QUIET, SKIP, counted, html, may_write, told
+from serve.demo.shared import OURS, QUIET, SKIP, counted, html, may_write, note_change, told
 from serve.engine import ITEM_ID, Engine
 
 WHATS: dict[str, What] = {"Copies": "duplicates", "Odd ones out": "outliers", "Clusters": "clusters"}
@@ -155,7 +155,10 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
             yield step
 
     async def act(event: gr.EventData, seen: Seen, request: gr.Request) -> Step:
-        return await it.act(told(event, "do"), told(event, "id"), seen, may_write(request))
+        do = told(event, "do")
+        found = await it.act(do, told(event, "id"), seen, may_write(request))
+        await note_change(request, f"/curate/{do}", it.name, found[0].gone - seen.gone)
+        return found
 
     choice.input(look, [choice], shown, **at_work)
     for piece in (findings, question):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ from foveal.errors import BadInput, FovealError
 from serve import fragments as show
 from serve.demo import review_fragments as drawn
 from serve.demo.scripts import REVIEW
-from serve.demo.shared import OURS, counted, html, may_write, told
+from serve.demo.shared import OURS, counted, html, may_write, note_change, told
 from serve.reviewing import Case, ReviewJob
 
 SHOWN_SIDE = 1280  # pixels of the picture on the page
 THUMBNAIL_SIDE = 128
+AWAY = 180.0  # seconds after which somebody who does nothing no longer holds a picture
 Step = tuple[Any, ...]  # place in the queue, status, picture and panel
 
 
@@ -52,27 +54,29 @@ class ReviewPage:
 
     def __init__(self, job: ReviewJob) -> None:
         self.job = job
+        self._at_work: dict[str, tuple[str, float]] = {}  # visitor -> the picture shown last, and when
 
-    async def start(self) -> Step:
-        """The first open box."""
-        return await self._next(0)
+    async def start(self, who: str = "") -> Step:
+        """The first open box, of a picture that nobody else is at."""
+        return await self._next(0, who)
 
-    async def act(self, said: Said, at: int, keep: bool) -> Step:
+    async def act(self, said: Said, at: int, keep: bool, who: str = "") -> Step:
         """A decision, or a step through the queue.
 
         Args:
             keep: whether the visitor's key may write.
+            who: the visitor, so that two are not shown the same picture.
         """
         cases = self.job.cases
         if said.do in ("next", "back"):
             step = 1 if said.do == "next" else -1
-            return await self._at(cases[(at + step) % len(cases)]) if cases else await self._next(0)
+            return await self._at(cases[(at + step) % len(cases)], who) if cases else await self._next(0, who)
         if not keep:
             return await self._still(at, BadInput("this key may look at the queue, and not decide", remedy=_WRITE))
         try:
             if said.do == "undo":
                 case = await anyio.to_thread.run_sync(self.job.undo)
-                return await (self._next(at) if case is None else self._at(case))
+                return await (self._next(at, who) if case is None else self._at(case, who))
             if not 0 <= said.number < len(cases):
                 raise BadInput("there is no such box in the queue", remedy="Reload the page.")
             case = cases[said.number]
@@ -81,12 +85,14 @@ class ReviewPage:
             )
         except FovealError as error:
             return await self._still(at, error)
-        return await self._next(said.number + 1)
+        return await self._next(said.number + 1, who)
 
-    async def _next(self, number: int) -> Step:
-        case = self.job.open_after(number)
+    async def _next(self, number: int, who: str) -> Step:
+        now = time.monotonic()
+        self._at_work = {name: held for name, held in self._at_work.items() if now - held[1] < AWAY}
+        case = self.job.open_after(number, {image for name, (image, _) in self._at_work.items() if name != who})
         if case is not None:
-            return await self._at(case)
+            return await self._at(case, who)
         what = "Every doubtful box is decided" if self.job.cases else "This job left nothing in doubt"
         back = "foveal prelabel import takes finished pictures back."
         undo = drawn.undo() if self.job.cases else ""
@@ -95,10 +101,11 @@ class ReviewPage:
     async def _still(self, at: int, error: FovealError) -> Step:
         if not 0 <= at < len(self.job.cases):
             return at, show.problem(error), ""
-        _, _, panel = await self._at(self.job.cases[at])
+        panel = await anyio.to_thread.run_sync(self._panel, self.job.cases[at])
         return at, show.problem(error), panel
 
-    async def _at(self, case: Case) -> Step:
+    async def _at(self, case: Case, who: str = "") -> Step:
+        self._at_work[who] = case.image, time.monotonic()
         panel = await anyio.to_thread.run_sync(self._panel, case)
         return case.number, self._status(), panel
 
@@ -151,7 +158,15 @@ def draw(job: ReviewJob, page: gr.Blocks) -> None:
             asked = Said.of(told(event, "do"), told(event, "said"))
         except FovealError as error:
             return number, show.problem(error), gr.skip()  # pyright: ignore[reportUnknownMemberType]
-        return await it.act(asked, number, may_write(request))
+        before = job.changes
+        found = await it.act(asked, number, may_write(request), request.session_hash or "")
+        if may_write(request) and job.changes != before and asked.do in ("accept", "reject", "undo"):
+            place = asked.number if asked.do != "undo" else found[0]
+            await note_change(request, f"/review/{asked.do}", job.project, [job.cases[place].image])
+        return found
+
+    async def start(request: gr.Request) -> Step:
+        return await it.start(request.session_hash or "")
 
     panel.pick(act, [at], shown, trigger_mode="multiple", **at_work)
-    page.load(it.start, None, shown, **at_work)
+    page.load(start, None, shown, **at_work)

@@ -14,7 +14,7 @@ from serve.demo import search_fragments as drawn
 from serve.demo.finding import Page, SearchPage, Shown
 from serve.demo.looking import MOST_K, K, Looking
 from serve.demo.scripts import LINK, MARK, PICK, REGION, UP
-from serve.demo.shared import QUIET, SKIP, Picture, busy, html, may_write, told
+from serve.demo.shared import QUIET, SKIP, Picture, busy, html, may_write, note_change, told
 from serve.engine import Engine
 
 
@@ -70,7 +70,10 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
         return None, *(await it.picture(path, now))
 
     async def act(event: gr.EventData, now: Shown, request: gr.Request) -> Page:
-        found = await it.act(told(event, "do"), told(event, "id"), now, may_write(request))
+        do, id, may = told(event, "do"), told(event, "id"), may_write(request)
+        found = await it.act(do, id, now, may)
+        if do in ("right", "wrong") and may and now.asked.text and not found[0].note:
+            await note_change(request, f"/search/{do}", it.name, [id])
         return *_fields(found[0].asked)[:1], *found
 
     async def restore(address: str) -> Page:

@@ -167,6 +167,19 @@ async def test_accept_reject_and_undo_lead_through_the_queue(job: ReviewJob) -> 
     assert (at, "kept before" in panel) == (0, True)
 
 
+async def test_two_reviewers_are_at_different_pictures_as_long_as_there_are_any(job: ReviewJob) -> None:
+    page = ReviewPage(job)
+    first, second = (await page.start("ann"))[0], (await page.start("bob"))[0]
+    assert job.cases[first].image != job.cases[second].image
+    assert (await page.start("ann"))[0] == first  # her own stays hers
+    at, *_ = await page.act(Said("accept", second), second, True, "bob")
+    assert job.cases[at].image != job.cases[first].image
+    for case in job.cases:
+        if case.image != job.cases[first].image:
+            job.decide(case, keep=True)
+    assert job.cases[(await page.start("bob"))[0]].image == job.cases[first].image
+
+
 async def test_the_end_is_said_and_can_be_undone(job: ReviewJob) -> None:
     page = ReviewPage(job)
     for case in job.cases[:-1]:
