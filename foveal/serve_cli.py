@@ -53,6 +53,12 @@ def serve(
     corrections: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep what annotators do, as Label Studio's webhook tells it.")
     ] = None,
+    review: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Finished labelling job: its doubtful boxes on a page.")
+    ] = None,
+    gold: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Labelled images that job learned from, to show beside.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
@@ -83,7 +89,7 @@ def serve(
     otlp: Annotated[
         str | None, typer.Option(metavar="URL", help="Collector that OpenTelemetry traces are sent to.")
     ] = None,
-    demo: Annotated[bool, typer.Option(help="Mount the Search, Detect and Ask pages.")] = True,
+    demo: Annotated[bool, typer.Option(help="Mount the pages, those that can work.")] = True,
     json_: Json = False,
 ) -> None:
     """Serve search, detection and embeddings over HTTP.
@@ -105,6 +111,7 @@ def serve(
     from serve.corrections import Corrections
     from serve.keys import Keys
     from serve.label_studio import Pictures
+    from serve.reviewing import STORE, ReviewJob
     from serve.server import serve as run
     from serve.tracing import exporting
     from serve.versions import detector_of
@@ -117,6 +124,8 @@ def serve(
         stored = Stored.read(memory)
         own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
         remembered = ExemplarMemory.load(memory, own or load_encoder(stored.encoder))
+    kept = corrections or (review / STORE if review else None)
+    told = Corrections(kept) if kept else None
     served = create_app(
         archive=opened,
         encoder=encoder,
@@ -126,7 +135,8 @@ def serve(
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
-        corrections=Corrections(corrections) if corrections else None,
+        corrections=told,
+        review=ReviewJob(review, gold, told) if review else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),

@@ -38,6 +38,7 @@ from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
 from serve.operations import operations
+from serve.reviewing import ReviewJob
 from serve.routes import api
 from serve.tracing import Traces, telemetry
 
@@ -58,6 +59,7 @@ def create_app(
     limits: Limits | None = None,
     pictures: Pictures | None = None,
     corrections: Corrections | None = None,
+    review: ReviewJob | None = None,
     keys: Keys | None = None,
     audit: Audit | None = None,
     origins: Sequence[str] = (),
@@ -73,11 +75,12 @@ def create_app(
         models: further models of any kind, by the name that requests use.
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
+        review: a labelling job whose doubtful boxes the page *Review* shows.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
-        demo: also mount the pages *Search*, *Detect* and *Ask* at `/`, those of them that can work.
+        demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
 
     Raises:
         BadInput: a name is taken twice, or there is nothing to serve.
@@ -100,7 +103,7 @@ def create_app(
         raise BadInput(f"two models are named {twice[0]!r}", remedy="Give the one in `models` another name.")
     named |= models or {}
     archives = {archive.path.name: archive} if isinstance(archive, Archive) else dict(archive or {})
-    if not named:
+    if not named and review is None:
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
@@ -162,7 +165,7 @@ def create_app(
     if demo:
         from serve.demo import mount
 
-        mount(app, engine)
+        mount(app, engine, review)
     else:
 
         @app.get("/", include_in_schema=False)

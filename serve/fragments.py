@@ -9,10 +9,10 @@ from urllib.parse import quote
 from evals import look
 from foveal.detections import Detections
 from foveal.errors import FovealError
-from retrieval.results import Hit
 from serve.engine import Item
 
 TEMPLATE = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"}
+CANVAS = "fv-canvas"
 SHOWN_FACTS = 3  # metadata values under a picture
 
 
@@ -65,89 +65,47 @@ def note(message: str) -> str:
     return f'<div class="fv-note">{text(message)}</div>'
 
 
-def hits(
-    archive: str,
-    found: Sequence[Hit],
-    reason: str | None = None,
-    *,
-    marks: Mapping[str, bool] | None = None,
-    more: bool = False,
-) -> str:
-    """Search results as a grid, or why there are none; each picture is a button that looks for more like it.
-
-    Args:
-        marks: by id, whether a visitor finds the hit right; None: it cannot be marked.
-        more: whether there are further ones to ask for.
-    """
-    if not found:
-        return note(f"Nothing found: {reason}." if reason else "Nothing found.")
-    top = max(found[0].similarity, 1e-6)
-    grid = _grid(_hit(archive, hit, top, marks) for hit in found)
-    button = '<button type="button" class="fv-button" data-do="more">Show more</button>'
-    return f'{grid}<p class="fv-more">{button}</p>' if more else grid
-
-
-def nothing(reason: str | None) -> str:
-    """That nothing matches, and the way to see the nearest all the same."""
-    said = f"Nothing here matches: {reason}." if reason else "Nothing found."
-    button = '<button type="button" class="fv-button" data-do="anyway">Show the nearest anyway</button>'
-    return f'<div class="fv-note">{text(said)}{f"<p>{button}</p>" if reason else ""}</div>'
-
-
-def marks(right: int, wrong: int, *, changed: bool, note: str = "") -> str:
-    """How many hits are marked, and what can be done with the marks; empty where none are and none were."""
-    if not (right or wrong or changed):
-        return ""
-    again = '<button type="button" class="fv-button fv-main" data-do="refine">Search again</button>'
-    said = f"{right} right, {wrong} wrong"
-    return (
-        f'<div class="fv-marks" role="status"><span>{said}{f" <small>{text(note)}</small>" if note else ""}</span>'
-        f'{again if changed else ""}<button type="button" class="fv-button" data-do="forget">Clear</button></div>'
-    )
-
-
-def query_picture(href: str, region: Sequence[float] | None, *, uploaded: bool) -> str:
-    """The picture that hits should be like, to draw a region on."""
-    place = "hidden"
-    if region is not None:
-        x1, y1, x2, y2 = (100 * edge for edge in region)
-        place = f'style="left:{x1:.2f}%;top:{y1:.2f}%;width:{x2 - x1:.2f}%;height:{y2 - y1:.2f}%"'
-    said = "Like the marked part of this picture." if region is not None else "Like this picture."
-    hint = "Drag over a part of it to look for that alone."
-    hint += " An uploaded picture is not part of the link to this page." if uploaded else ""
-    whole = '<button type="button" class="fv-button" data-do="whole">The whole picture</button>' if region else ""
-    return (
-        f'<div class="fv-query"><div class="fv-region" data-region><img src="{text(href)}" alt="what to look for" '
-        f'draggable="false"><div class="fv-drawn" {place}></div></div><div><p><b>{text(said)}</b></p>'
-        f'<p>{text(hint)}</p><p class="fv-buttons">{whole}'
-        '<button type="button" class="fv-button" data-do="remove">Without the picture</button></p></div></div>'
-    )
-
-
-def link(href: str, *, still: bool = False) -> str:
-    """The address of what is on the page, to share; with `still` the browser is at that address already."""
-    at = f'<a href="{text(href)}"{" data-still" if still else ""}>'
-    return f"{at}</a>" if href == "?" else f'<p class="fv-link">{at}Link to this search</a></p>'
-
-
 def samples(archive: str, items: Sequence[Item], what: str) -> str:
     """Pictures of the archive to start from; `what` says what a click does."""
-    return _grid(_card(archive, item.id, item.metadata, "", what) for item in items)
+    return grid(card(archive, item.id, item.metadata, "", what) for item in items)
 
 
 def strip(archive: str, items: Sequence[Item]) -> str:
     """A row of small pictures to try."""
     return (
         '<div class="fv-strip">'
-        + "".join(_button(archive, item.id, "try this picture", 160) for item in items)
+        + "".join(button(archive, item.id, "try this picture", 160) for item in items)
         + "</div>"
     )
 
 
-def picture(href: str, size: tuple[int, int], found: Detections) -> str:
-    """A picture with its boxes."""
-    svg = look.boxes_svg(size, found, href=href, alt="detections", weight=0.7)
+def picture(href: str | None, size: tuple[int, int], found: Detections) -> str:
+    """A picture with its boxes; None draws that of the page's `canvas`."""
+    reuse = None if href is not None else CANVAS
+    svg = look.boxes_svg(size, found, href=href, reuse=reuse, alt="detections", weight=0.7)
     return f'<div class="fv-picture">{svg.translate(TEMPLATE)}</div>'
+
+
+def canvas(href: str, size: tuple[int, int]) -> str:
+    """A picture that is not shown itself, for several that are drawn over it."""
+    width, height = size
+    return (
+        f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs><image id="{CANVAS}" '
+        f'href="{text(href)}" width="{width}" height="{height}" preserveAspectRatio="none"/></defs></svg>'
+    )
+
+
+def column(title: str, model: str, facts: str, picture: str, below: str) -> str:
+    """What one model made of a picture."""
+    return (
+        f'<section class="fv-column"><h2>{text(title)}<span>{text(facts)}</span></h2>'
+        f"<p>{text(model)}</p>{picture}{below}</section>"
+    )
+
+
+def columns(made: Sequence[str]) -> str:
+    """Several beside each other, as far as the screen is wide."""
+    return f'<div class="fv-columns">{"".join(made)}</div>'
 
 
 def chips(questions: Iterable[str]) -> str:
@@ -162,18 +120,40 @@ def talk(turns: Sequence[tuple[str, str]]) -> str:
     return f'<ol class="fv-talk" role="log">{said}</ol>'
 
 
+def citation(archive: str, id: str, said: str, *, supports: bool, share: float) -> str:
+    """A picture that was looked at, what the model says of it, and its share of the vote; a click asks about it."""
+    agrees = "says so" if supports else "says something else" if share > 0 else "has no vote"
+    return (
+        f'<figure class="fv-card{"" if supports else " fv-against"}">'
+        f"{button(archive, id, f'ask about this picture, which {agrees}', 384)}"
+        f'<figcaption><div class="fv-score"><b>{text(said or "no answer")}</b></div>'
+        f'<div class="fv-facts"><span>{agrees}</span><span>{share:.0%} of the vote</span></div></figcaption></figure>'
+    )
+
+
+def answer(question: str, said: str, because: str, cards: Sequence[str], *, sure: bool) -> str:
+    """An answer from the archive with the pictures that were looked at; not `sure`: that it is not held there."""
+    below = f'<p class="fv-because">{text(because[:1].upper() + because[1:])}.</p>' if because else ""
+    return (
+        f'<div class="fv-answer{"" if sure else " fv-none"}" role="status"><p>{text(question)}</p><b>{text(said)}</b>'
+        f"{below}{grid(cards) if cards else ''}</div>"
+    )
+
+
 def table(found: Detections) -> str:
     """The detections as a table, best first."""
     if not len(found):
         return note("Nothing above this threshold.")
     calibrated = found.probabilities is not None
     shown = found.probabilities if found.probabilities is not None else found.scores
+    routes = [origin.route or "" for origin in found.provenance] if found.provenance else [""] * len(found)
     rows = "".join(
-        f'<tr><td><i style="background:{look.box_colour(label)}"></i>{text(name)}</td>'
+        f'<tr><td><i style="background:{look.box_colour(label)}"></i>{text(name)}'
+        f"{f' <small>{text(route)}</small>' if route else ''}</td>"
         f'<td><div><span class="fv-meter" style="--share:{score:.0%}"></span>{score:.2f}</div></td>'
         f"<td>{x2 - x1:.0f} &times; {y2 - y1:.0f}</td></tr>"
-        for (x1, y1, x2, y2), label, name, score in zip(
-            found.boxes.tolist(), found.labels.tolist(), found.label_names, shown.tolist(), strict=True
+        for (x1, y1, x2, y2), label, name, score, route in zip(
+            found.boxes.tolist(), found.labels.tolist(), found.label_names, shown.tolist(), routes, strict=True
         )
     )
     score_name = "probability" if calibrated else "score"
@@ -183,64 +163,28 @@ def table(found: Detections) -> str:
     )
 
 
-def _grid(cards: Iterable[str]) -> str:
+def grid(cards: Iterable[str]) -> str:
+    """Cards side by side, as many as fit."""
     return f'<div class="fv-grid">{"".join(cards)}</div>'
 
 
-def _card(
+def card(
     archive: str, id: str, metadata: Mapping[str, str | int | float], score: str, what: str, under: str = ""
 ) -> str:
+    """A picture of the archive with what is known of it; `what` says what a click does."""
     facts = "".join(
         f"<span title='{text(key)}'>{text(value)}</span>" for key, value in list(metadata.items())[:SHOWN_FACTS]
     )
     everything = text("\n".join(f"{key}: {value}" for key, value in metadata.items()))
     return (
-        f'<figure class="fv-card" title="{everything}">{_button(archive, id, what, 384)}'
+        f'<figure class="fv-card" title="{everything}">{button(archive, id, what, 384)}'
         f'<figcaption><div class="fv-score">{score}</div><div class="fv-facts">{facts}</div>{under}'
         "</figcaption></figure>"
     )
 
 
-def _hit(archive: str, hit: Hit, top: float, marks: Mapping[str, bool] | None) -> str:
-    """A hit: how sure, what a visitor thinks of it, and why it is here."""
-    sure, share = (
-        (f"{hit.similarity:.3f}", hit.similarity / top)
-        if hit.probability is None
-        else (f"{hit.probability:.0%}", hit.probability)
-    )
-    what = f"similarity {hit.similarity:.3f}" if hit.probability is None else f"probability {hit.probability:.0%}"
-    score = (
-        f'<span class="fv-meter" style="--share:{max(0.0, min(1.0, share)):.0%}"></span><b title="{what}">{sure}</b>'
-    )
-    mark = marks.get(hit.id) if marks is not None else None
-    votes = "" if marks is None else _vote(hit.id, True, mark is True) + _vote(hit.id, False, mark is False)
-    return _card(
-        archive, hit.id, hit.metadata, score, f"more like this one, {what}",
-        f'<div class="fv-under"><div class="fv-votes">{votes}</div>{_why(hit)}</div>',
-    )  # fmt: skip
-
-
-def _vote(id: str, right: bool, on: bool) -> str:
-    said, drawn = ("right", "M4 12.5l5 5L20 6.5") if right else ("wrong", "M6 6l12 12M18 6L6 18")
-    return (
-        f'<button type="button" data-do="{said}" data-id="{text(id)}" aria-pressed="{str(on).lower()}" '
-        f'aria-label="this one is {said}" title="{said}"><svg viewBox="0 0 24 24" aria-hidden="true">'
-        f'<path d="{drawn}"/></svg></button>'
-    )
-
-
-def _why(hit: Hit) -> str:
-    """Why a hit is here: what each part of the query adds, the words that match, what it stands for."""
-    rows = [f"<dt>{text(one.part)}</dt><dd>{one.amount:+.3f}</dd>" for one in hit.parts]
-    rows += [f"<dt>similarity</dt><dd>{hit.similarity:.3f}</dd>"]
-    rows += [f"<dt>probability</dt><dd>{hit.probability:.1%}</dd>"] if hit.probability is not None else []
-    rows += [f"<dt>words</dt><dd>{text(', '.join(hit.keywords))}</dd>"] if hit.keywords else []
-    rows += [f"<dt>near-duplicates</dt><dd>{hit.collapsed}</dd>"] if hit.collapsed else []
-    more = f"+{hit.collapsed} alike" if hit.collapsed else "why"
-    return f'<details class="fv-why"><summary>{more}</summary><dl>{"".join(rows)}</dl></details>'
-
-
-def _button(archive: str, id: str, what: str, side: int) -> str:
+def button(archive: str, id: str, what: str, side: int) -> str:
+    """A picture of the archive to click on; `what` says what that does."""
     return (
         f'<button type="button" data-id="{text(id)}" aria-label="{text(what)}">'
         f'<img src="{text(address(archive, id, side))}" alt="" loading="lazy" width="{side}" height="{side}"></button>'

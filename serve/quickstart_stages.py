@@ -42,6 +42,7 @@ from retrieval.memory import ExemplarMemory
 from retrieval.query import SearchQuery
 from serve.client_check import exercise
 from serve.quickstart_settings import Run
+from serve.reviewing import ReviewJob
 
 NAME = "depot-student"
 ROUNDS = 5  # of timing
@@ -326,6 +327,7 @@ def application(run: Run, demo: bool = False) -> Any:
         detector=detector,
         open_detector=load_open_detector(run.settings.teacher),
         vlm=load_vlm(run.vlm),
+        review=ReviewJob(run.out / "prelabels", run.truth("gold")) if demo else None,
         demo=demo,
     )
 

@@ -1,4 +1,4 @@
-"""The pages to click on: *Search*, *Detect* and *Ask*, in Gradio, mounted in the same application as the API.
+"""The pages to click on, in Gradio, mounted in the same application as the API.
 
 Pages call the engine directly and show pictures through the API's own addresses. Nothing is loaded from elsewhere and
 nothing is reported anywhere; all work without a network.
@@ -14,16 +14,17 @@ from fastapi import FastAPI
 
 from serve import fragments as show
 from serve import look
-from serve.demo import ask, detect, search
+from serve.demo import ask, curate, detect, review, search
 from serve.demo.shared import facts, html
 from serve.engine import Engine, kind_of
+from serve.reviewing import ReviewJob
 
 Draw = Callable[[gr.Blocks], None]  # puts a page into what is being built
 
 
-def mount(app: FastAPI, engine: Engine) -> None:
+def mount(app: FastAPI, engine: Engine, job: ReviewJob | None = None) -> None:
     """Adds the pages to `app`, those that can work; the first at `/`."""
-    blocks = build(engine)
+    blocks = build(engine, job)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "SSR mode", UserWarning)  # said even where it is switched off
         gr.mount_gradio_app(  # pyright: ignore[reportUnknownMemberType]
@@ -40,9 +41,9 @@ def mount(app: FastAPI, engine: Engine) -> None:
         )
 
 
-def build(engine: Engine) -> gr.Blocks:
-    """The pages over an engine."""
-    pages = _pages(engine)
+def build(engine: Engine, job: ReviewJob | None = None) -> gr.Blocks:
+    """The pages over an engine, and over a labelling job to review."""
+    pages = _pages(engine, job)
     paths = {"/" if number == 0 else f"/{title.lower()}": title for number, title in enumerate(pages)}
     with gr.Blocks(title="Foveal", analytics_enabled=False, fill_width=True) as blocks:
         for title, draw in list(pages.items())[:1]:
@@ -57,7 +58,7 @@ def build(engine: Engine) -> gr.Blocks:
     return blocks
 
 
-def _pages(engine: Engine) -> dict[str, Draw]:
+def _pages(engine: Engine, job: ReviewJob | None) -> dict[str, Draw]:
     """The pages that can work, by title, in the order of the bar on top."""
     kinds = {kind_of(model) for model in engine.models.values()}
     found: dict[str, Draw] = {}
@@ -67,4 +68,8 @@ def _pages(engine: Engine) -> dict[str, Draw]:
         found["Detect"] = lambda page: detect.draw(engine, page)
     if "vlm" in kinds:
         found["Ask"] = lambda page: ask.draw(engine, page)
+    if job is not None:
+        found["Review"] = lambda page: review.draw(job, page)
+    if engine.archives:
+        found["Curate"] = lambda page: curate.draw(engine, page)
     return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import anyio.to_thread
 import gradio as gr
 from gradio.data_classes import ImageData
 
+from serve.audit import Audit
 from serve.engine import Engine, Item
 from serve.keys import Key
 
@@ -18,15 +20,6 @@ if TYPE_CHECKING:
 EXAMPLES = 10  # pictures to try detection and questions on
 MOST_SIDE = 2048  # pixels of the longer side of a picture that a session remembers
 NO_PICTURE = "Choose a picture, or try one of the archive's."
-# Clicks on whatever carries data-id or data-do, wherever it is drawn inside the component.
-PICK = """element.addEventListener('click', event => {
-  const button = event.target.closest('[data-do], [data-id]');
-  if (button) trigger('pick', {do: button.dataset.do || '', id: button.dataset.id || ''});
-});"""
-# On a phone the result lies below the controls.
-TO_RESULT = """() => {
-  if (innerWidth < 700) document.querySelector('#fv-boxes').scrollIntoView({behavior: 'smooth', block: 'start'});
-}"""
 SKIP: Any = gr.skip()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 # Gradio would let one visitor at a time into a handler; how much goes on at once is the engine's to say.
 OURS: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
@@ -77,9 +70,20 @@ async def pixels(engine: Engine, source: bytes | Item) -> Image:
 
 def may_write(request: gr.Request) -> bool:
     """Whether the visitor's key may change things; without keys everyone may."""
-    scope = cast(Mapping[str, Any], request.request.scope)  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
-    key = cast("Key | None", scope.get("foveal.key"))
+    key = cast("Key | None", _scope(request).get("foveal.key"))
     return key is None or "write" in key.verbs
+
+
+async def note_change(request: gr.Request, what: str, archive: str, ids: Collection[str]) -> None:
+    """Writes what a visitor changed where the server keeps an audit; `what` is the page and the click."""
+    key, audit = (cast(Any, _scope(request).get(name)) for name in ("foveal.key", "foveal.audit"))
+    if audit is not None and ids:
+        facts = {"key": key and key.name, "method": "PAGE", "path": what, "status": 200}
+        await anyio.to_thread.run_sync(lambda: cast(Audit, audit).write([(archive, id) for id in ids], **facts))
+
+
+def _scope(request: gr.Request) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], request.request.scope)  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
 
 
 def took(began: float) -> str:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from distill.ontology import Ontology
+from distill.prelabel import prelabel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback
 from serve.app import create_app
+from serve.audit import Audit
+from serve.keys import Keys
+from serve.middleware import COOKIE
+from serve.reviewing import ReviewJob
 from serve.server import running
+from tests.distill.painted import CLASSES, DenseBlobs, painted, remember
 from tests.serve.conftest import (
     ColourDetector,
     ColourEncoder,
+    ColourLabeller,
     ColourOpenDetector,
     ColourTalker,
     archive,
@@ -25,7 +35,10 @@ from tests.serve.conftest import (
 
 __all__ = ["archive", "pictures"]  # fixtures
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+if TYPE_CHECKING:
+    from playwright import sync_api as playwright
+else:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -38,17 +51,32 @@ FLAGS = [
     "--disable-sync",
 ]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
-SIZES = {"desktop": {"width": 1280, "height": 860}, "phone": {"width": 390, "height": 844}}
+SIZES: dict[str, playwright.ViewportSize] = {
+    "desktop": {"width": 1280, "height": 860},
+    "phone": {"width": 390, "height": 844},
+}
 
 
 @pytest.fixture(scope="module")
-def url(archive: Archive) -> Iterator[str]:
+def job(tmp_path_factory: pytest.TempPathFactory) -> ReviewJob:
+    """A labelling job of painted discs."""
+    folder = tmp_path_factory.mktemp("job")
+    gold, hidden = painted(folder / "gold", 30, 1), painted(folder / "hidden", 24, 2)
+    source = hidden.with_truth([None] * len(hidden), CLASSES)
+    prelabel(source, Ontology.of(CLASSES), DenseBlobs(), gold, remember(gold), folder / "out")
+    return ReviewJob(folder / "out", gold)
+
+
+@pytest.fixture(scope="module")
+def url(archive: Archive, job: ReviewJob) -> Iterator[str]:
     app = create_app(
         archive=archive,
         encoder=ColourEncoder(),
         detector=ColourDetector(),
         open_detector=ColourOpenDetector(),
         vlm=ColourTalker(),
+        labeller=ColourLabeller(),  # pyright: ignore[reportArgumentType]
+        review=job,
         demo=True,
     )
     with running(app) as url:
@@ -67,7 +95,7 @@ def browser() -> Iterator[playwright.Browser]:
 def page(request: pytest.FixtureRequest, browser: playwright.Browser, url: str) -> Iterator[playwright.Page]:
     """A page that fails the test when it asks another host, gets an error, or is wider than the screen."""
     context = browser.new_context(viewport=SIZES[request.param], color_scheme="dark")
-    context.set_default_timeout(15_000)  # ms; a browser on a busy machine
+    context.set_default_timeout(120_000)  # ms; a browser on a busy machine
     page = context.new_page()
     wrong: list[str] = []
     page.on("request", lambda asked: None if asked.url.startswith((url, "data:", "blob:")) else wrong.append(asked.url))
@@ -99,7 +127,7 @@ def test_search_by_words_filter_and_picture(page: playwright.Page, url: str) -> 
 
     page.fill("#fv-filter textarea, #fv-filter input", "kamera = 1")
     page.keyboard.press("Enter")
-    assert "kamera" in page.wait_for_selector(".fv-problem").inner_text()
+    assert "kamera" in page.locator(".fv-problem").inner_text()
 
     page.fill("#fv-filter textarea, #fv-filter input", "")
     page.keyboard.press("Enter")
@@ -123,7 +151,7 @@ def test_search_minus_marks_and_the_way_back(page: playwright.Page, url: str, ar
     page.keyboard.press("Enter")
     page.wait_for_function("location.search === '?q=red+blue&not=blue&k=6'")
     page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 6")
-    first = found.first.locator("> [data-id]").get_attribute("data-id")
+    first = found.first.locator("> [data-id]").get_attribute("data-id") or ""
     found.first.locator("[data-do=wrong]").click()
     assert found.first.locator("[data-do=wrong]").get_attribute("aria-pressed") == "true"
     page.get_by_text("0 right, 1 wrong").wait_for()
@@ -141,6 +169,14 @@ def test_search_minus_marks_and_the_way_back(page: playwright.Page, url: str, ar
     page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 6")
 
 
+def _place(piece: playwright.Locator) -> playwright.FloatRect:
+    """Where it is on the screen, once it is there."""
+    piece.scroll_into_view_if_needed()
+    place = piece.bounding_box()
+    assert place is not None
+    return place
+
+
 def test_search_with_a_part_of_a_picture(page: playwright.Page, url: str, tmp_path: Path) -> None:
     draw(("red", (0, 0, 32, 48)), ("blue", (32, 0, 64, 48))).resize((320, 240), 0).save(tmp_path / "both.png")
     page.goto(url)
@@ -151,8 +187,7 @@ def test_search_with_a_part_of_a_picture(page: playwright.Page, url: str, tmp_pa
     page.wait_for_function("document.querySelector('#fv-query [data-region] img').naturalWidth > 0")
     for start, end, colour in ((0.55, 0.95, "blue"), (0.05, 0.45, "red")):
         picture = page.locator("#fv-query [data-region]")
-        picture.scroll_into_view_if_needed()
-        place = picture.bounding_box()
+        place = _place(picture)
         page.mouse.move(place["x"] + start * place["width"], place["y"] + 0.1 * place["height"])
         page.mouse.down()
         page.mouse.move(place["x"] + end * place["width"], place["y"] + 0.9 * place["height"], steps=4)
@@ -169,7 +204,7 @@ def test_search_with_a_part_of_a_picture(page: playwright.Page, url: str, tmp_pa
     page.get_by_text("a look around").wait_for()
 
 
-def test_detect_an_upload_move_the_threshold_and_ask_for_something_else(
+def test_detect_with_student_and_teacher_and_move_the_threshold(
     page: playwright.Page, url: str, tmp_path: Path
 ) -> None:
     scene = draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)))
@@ -178,44 +213,78 @@ def test_detect_an_upload_move_the_threshold_and_ask_for_something_else(
     scene.save(tmp_path / "scene.png")
     page.goto(f"{url}/detect")
     page.set_input_files("#fv-image input[type=file]", tmp_path / "scene.png")
-    page.wait_for_selector("#fv-boxes svg")
-    rows = page.locator("#fv-rows tbody tr")
-    assert [re.split(r"\s+", row)[0] for row in rows.all_inner_texts()] == ["red", "blue"]
-    assert page.locator("#fv-boxes svg .tag").count() == 2
+    page.wait_for_function("document.querySelectorAll('#fv-boxes .fv-column table').length === 3")
+    titles = page.locator("#fv-boxes h2")
+    assert [title.split("\n")[0] for title in titles.all_inner_texts()] == ["Student", "Teacher", "Labeller"]
+    assert all(" ms" in title for title in titles.all_inner_texts())
+    rows = [page.locator("#fv-boxes .fv-column").nth(n).locator("tbody tr") for n in range(3)]
+    for mine in rows[:2]:  # without a name the teacher looks for what the student finds
+        assert [re.split(r"\s+", row)[0] for row in mine.all_inner_texts()] == ["red", "blue"]
+    assert "probability" in page.locator("#fv-boxes .fv-column").nth(2).inner_text()
+    assert "accept" in rows[2].first.inner_text()
+    assert page.locator("#fv-boxes svg .tag").count() == 5  # the labeller gives blue half its score
     page.locator("#fv-threshold input[type=number]").fill("0.8")
     page.keyboard.press("Tab")
-    page.wait_for_function("document.querySelectorAll('#fv-rows tbody tr').length === 1")
-    assert rows.all_inner_texts()[0].startswith("red")
+    page.wait_for_function("document.querySelectorAll('#fv-boxes tbody tr').length === 2")
+    assert rows[0].first.inner_text().startswith("red")
 
     page.fill("#fv-prompts textarea, #fv-prompts input", "something red, a yellow thing")
     page.keyboard.press("Enter")
-    page.get_by_text("open-detector").first.wait_for()
-    assert [row.split("\t")[0].split("\n")[0].strip() for row in rows.all_inner_texts()] == ["something red"]
+    page.wait_for_function("document.querySelectorAll('#fv-boxes td')[3]?.innerText.startsWith('something red')")
+    assert rows[0].first.inner_text().startswith("red")
 
 
 def test_detect_an_example_of_the_archive(page: playwright.Page, url: str) -> None:
     page.goto(f"{url}/detect")
     page.wait_for_selector("#fv-strip [data-id]")
     page.locator("#fv-strip [data-id]").nth(2).click()
-    page.wait_for_selector("#fv-boxes svg .tag")
-    assert page.locator("#fv-rows tbody tr").count() == 1
-    assert page.locator("#fv-boxes svg").get_attribute("aria-label").startswith("detections: ")
+    page.wait_for_function("document.querySelectorAll('#fv-boxes svg .tag').length >= 2")
+    assert page.locator("#fv-boxes .fv-column").first.locator("tbody tr").count() == 1
+    assert (page.locator("#fv-boxes svg").first.get_attribute("aria-label") or "").startswith("detections: ")
 
 
 def test_a_file_that_is_no_picture_is_explained(page: playwright.Page, url: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"not a picture")
     page.goto(f"{url}/detect")
     page.set_input_files("#fv-image input[type=file]", tmp_path / "a.png")
-    assert "not an image" in page.wait_for_selector(".fv-problem").inner_text()
+    assert "not an image" in page.locator(".fv-problem").inner_text()
+
+
+def test_ask_the_whole_archive_and_one_of_its_pictures(page: playwright.Page, url: str) -> None:
+    page.goto(f"{url}/ask")
+    page.fill("#fv-words textarea, #fv-words input", "is there something yellow")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#fv-talk .fv-answer")
+    assert page.locator("#fv-talk .fv-answer > b").inner_text() == "yes"
+    cards = page.locator("#fv-talk .fv-card")
+    assert cards.count() == 4
+    page.wait_for_function("document.querySelector('#fv-talk img').naturalWidth > 0")
+    assert "yes" in cards.first.inner_text()
+
+    cards.first.locator("button").click()
+    page.wait_for_selector("#fv-boxes svg")
+    page.fill("#fv-words textarea, #fv-words input", "which colours are there")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#fv-talk li b")
+    assert page.locator("#fv-talk li b").inner_text() == "yellow"
+
+    page.get_by_text("The whole archive").click()
+    page.wait_for_function("!document.querySelector('#fv-boxes svg')")
+    page.get_by_text("Refine", exact=True).click()
+    page.fill("#fv-filter textarea, #fv-filter input", "hour > 100")
+    page.fill("#fv-words textarea, #fv-words input", "is there something yellow")
+    page.keyboard.press("Enter")
+    page.get_by_text("No image fits the filter").wait_for()
 
 
 def test_ask_about_an_upload_and_where_things_are(page: playwright.Page, url: str, tmp_path: Path) -> None:
-    draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40))).save(tmp_path / "scene.png")
+    draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)), size=(80, 50)).save(tmp_path / "scene.png")
     page.goto(f"{url}/ask")
+    page.get_by_text("One picture").click()
     page.wait_for_selector("#fv-boxes svg")  # one of the archive's pictures is there to begin with
     page.locator("#fv-strip [data-id]").nth(1).wait_for()
     page.set_input_files("#fv-image input[type=file]", tmp_path / "scene.png")
-    page.wait_for_function("document.querySelector('#fv-boxes svg').viewBox.baseVal.width === 64")
+    page.wait_for_function("document.querySelector('#fv-boxes svg').viewBox.baseVal.width === 80")
     page.fill("#fv-words textarea, #fv-words input", "which colours are there")
     page.keyboard.press("Enter")
     page.get_by_text("red and blue").wait_for()
@@ -238,6 +307,7 @@ def test_ask_without_a_picture_says_so(page: playwright.Page, url: str, tmp_path
     picture = tmp_path / "scene.png"
     draw(("red", (4, 6, 20, 30))).save(picture)
     page.goto(f"{url}/ask")
+    page.get_by_text("One picture").click()
     page.wait_for_selector("#fv-boxes svg")
     page.set_input_files("#fv-image input[type=file]", picture)
     page.locator("#fv-image button[aria-label*=lear], #fv-image button[aria-label*=emove]").first.click()
@@ -247,3 +317,97 @@ def test_ask_without_a_picture_says_so(page: playwright.Page, url: str, tmp_path
     page.wait_for_timeout(1000)
     assert "Choose a picture" in page.locator("#fv-boxes").inner_text()
     assert page.locator("#fv-talk li").count() == 0
+
+
+def test_review_by_keys_and_by_hand(page: playwright.Page, url: str, job: ReviewJob) -> None:
+    before = job.progress.decided
+    page.goto(f"{url}/review")
+    page.wait_for_selector(".fv-review")
+
+    def number() -> int:
+        return page.evaluate("JSON.parse(document.querySelector('.fv-review').dataset.case).case")
+
+    first = job.cases[number()]
+    assert job.decision(first) is None
+    page.wait_for_function("document.querySelector('.fv-near img').naturalWidth > 0")
+    box = job.record(first)["box"]
+    page.keyboard.press("2")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("a")
+    page.get_by_text(f"{before + 1} of {len(job.cases)} boxes decided").wait_for()
+    said = job.decision(first)
+    assert said is not None
+    assert (said.keep, said.label) == (True, CLASSES[1])
+    assert said.place == pytest.approx((box[0] + 1, box[1], box[2] + 1, box[3] - 1), abs=0.01)
+
+    second = job.cases[number()]
+    corner = page.locator("[data-corner='11'] circle").last
+    at = _place(corner)
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(at["x"] - 20, at["y"] - 20, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Accept").click()
+    page.get_by_text(f"{before + 2} of {len(job.cases)} boxes decided").wait_for()
+    said = job.decision(second)
+    assert said is not None
+    assert said.place[:2] == pytest.approx(tuple(job.record(second)["box"][:2]), abs=0.01)
+    assert said.place[2] < job.record(second)["box"][2]
+
+    third = number()
+    page.keyboard.press("r")
+    page.get_by_text(f"{before + 3} of {len(job.cases)} boxes decided").wait_for()
+    page.keyboard.press("u")
+    page.get_by_text(f"{before + 2} of {len(job.cases)} boxes decided").wait_for()
+    assert number() == third
+    assert job.decision(job.cases[third]) is None
+
+
+def test_curate_takes_out_only_what_is_confirmed(browser: playwright.Browser, pictures: Path, tmp_path: Path) -> None:
+    """By a key that may write; one that may only look is told so, on this page and where it marks a hit."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a", "b"):
+        draw(("red", (4, 4, 20, 40))).save(folder / f"{name}.png")
+    draw(("blue", (9, 9, 50, 40))).save(folder / "c.png")
+    store = Archive.create(tmp_path / "depot", ColourEncoder())
+    store.add(folder, ColourEncoder())
+    keys = Keys(tmp_path / "keys.sqlite")
+    looks, writes = keys.add("looks", ["pages"]), keys.add("writes", ["pages", "write"])
+    audit = Audit(tmp_path / "audit.jsonl")
+    with running(create_app(archive=store, encoder=ColourEncoder(), keys=keys, audit=audit, demo=True)) as url:
+        for secret, left in ((looks, 3), (writes, 2)):
+            context = browser.new_context(viewport=SIZES["phone"])
+            context.set_default_timeout(120_000)
+            context.add_cookies([{"name": COOKIE, "value": secret, "url": url}])
+            page = context.new_page()
+            page.goto(f"{url}/?q=red")
+            page.locator("#fv-results [data-do=right]").first.click()
+            page.get_by_text("1 right, 0 wrong").wait_for()
+            assert ("may not write" in page.locator("#fv-marks").inner_text()) == (left == 3)
+
+            page.goto(f"{url}/curate")
+            page.get_by_text("2 equal files").wait_for()
+            page.get_by_role("button", name="Take the copies out").click()
+            if left == 3:
+                page.get_by_text("This key may look").wait_for()
+            else:
+                page.get_by_text("Take this picture out").wait_for()
+                page.get_by_role("button", name="Leave in").click()
+                page.wait_for_function("!document.querySelector('.fv-ask-first')")
+                assert len(store) == 3
+                page.get_by_role("button", name="Take the copies out").click()
+                page.get_by_role("button", name="Take out", exact=True).click()
+                page.get_by_text("No picture is there twice").wait_for()
+                page.get_by_text("Odd ones out").click()
+                page.wait_for_function("document.querySelectorAll('#fv-findings .fv-card').length === 2")
+                page.get_by_text("Clusters", exact=True).click()
+                page.wait_for_selector("#fv-findings .fv-group img")
+            assert len(store) == left
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            context.close()
+    assert [one.relevant for one in Feedback(store.path / "feedback.sqlite").read()] == [True]
+    lines = [json.loads(line) for line in audit.file.read_text().splitlines()]
+    changed = [(line["key"], line["path"], len(line["items"]["depot"])) for line in lines if line["method"] == "PAGE"]
+    assert changed == [("writes", "/search/right", 1), ("writes", "/curate/yes", 1)]

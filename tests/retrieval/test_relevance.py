@@ -202,6 +202,15 @@ def test_logistic_regression_finds_what_made_the_data_and_keeps_the_prior_withou
     np.testing.assert_allclose(few.weights, found.weights, atol=0.1)
 
 
+def test_a_judgement_taken_back_is_gone_and_others_stay(tmp_path: Path) -> None:
+    feedback = Feedback(tmp_path / "feedback.sqlite")
+    assert feedback.remove("a red crate", ["1"]) == 0
+    assert not feedback.file.exists()
+    feedback.add([Judgement("a red crate", "1", True), Judgement("a red crate", "2", False), Judgement("x", "1", True)])
+    assert feedback.remove("a red crate", ["1", "3"]) == 1
+    assert feedback.read() == [Judgement("a red crate", "2", False), Judgement("x", "1", True)]
+
+
 def test_the_latest_judgement_counts_and_damage_is_named(tmp_path: Path) -> None:
     feedback = Feedback(tmp_path / "feedback.sqlite")
     assert feedback.read() == []

@@ -45,6 +45,6 @@ def test_only_pages_that_can_work_are_there() -> None:
     assert "Look for" in str(config["components"])
     only_ask = TestClient(create_app(vlm=ColourTalker(), demo=True)).get("/config").json()
     assert [page[0] for page in only_ask["pages"]] == [""]
-    assert "Ask about the picture" in str(only_ask["components"])
+    assert "Ask in plain words" in str(only_ask["components"])
     only_embed = TestClient(create_app(encoder=ColourEncoder(), demo=True))
     assert "only embeds" in only_embed.get("/config").text

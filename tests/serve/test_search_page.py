@@ -16,8 +16,8 @@ from foveal.errors import BadInput
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback
 from serve.app import create_app
+from serve.demo.finding import SearchPage, Shown
 from serve.demo.looking import Looking, region_of
-from serve.demo.search import SearchPage, Shown
 from serve.demo.shared import may_write
 from serve.engine import Engine
 from serve.keys import Keys
