@@ -94,7 +94,7 @@ class CuratePage:
                 break
             gone.append(id)
         seen = replace(seen, asked=(), gone=seen.gone | set(gone))
-        said = show.status([f"{counted(len(gone), 'picture')} taken out of the archive; files stay where they are"])
+        said = show.status([f"{counted(len(gone), 'picture')} taken out of the archive"])
         return seen, said, problem, self._drawn(seen)
 
     def _known(self, seen: Seen) -> set[str]:

@@ -53,7 +53,8 @@ def question(archive: str, ids: Sequence[str], may: bool) -> str:
     return (
         '<div class="fv-ask-first" role="alertdialog" aria-label="to confirm">'
         f"<p><b>Take {count} out of the archive?</b> "
-        f"No search will find {'it' if len(ids) == 1 else 'them'} again; the files stay where they are.</p>"
+        f"No search will find {'it' if len(ids) == 1 else 'them'} again. Files stay where they are, but for those "
+        "sent to this server, which are deleted. This cannot be undone here.</p>"
         f'<div class="fv-thumbs">{shown}</div><p class="fv-buttons">'
         '<button type="button" class="fv-button fv-main" data-do="yes">Take out</button>'
         '<button type="button" class="fv-button" data-do="no">Leave in</button></p></div>'

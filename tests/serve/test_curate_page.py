@@ -58,6 +58,7 @@ async def test_nothing_is_taken_out_before_it_is_confirmed(page: CuratePage, sto
     extra = ",".join(seen.found.extra)
     asked, _, question, _ = await page.act("ask", extra, seen, True)
     assert "Take these 2 pictures out" in question
+    assert "sent to this server, which are deleted" in question
     assert len(store) == 5
     left = (await page.act("no", "", asked, True))[0]
     assert left.asked == ()
