@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from foveal import schemas
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from serve.engine import Engine, kind_of
+from serve.engine import Engine, Model, NotFound, kind_of
 from serve.middleware import BadRequest
 from serve.strict_json import StrictRoute
 from serve.wire import image_request, unpack
@@ -114,22 +114,28 @@ def api(engine: Engine) -> APIRouter:
 
     @router.get("/models", tags=["about"], summary="What is loaded")
     async def models() -> schemas.ModelList:
-        cards = [
-            schemas.ModelCard(
-                id=name,
-                created=started,
-                root=model.name,
-                parent=model.name.partition("+")[0] if "+" in model.name else None,
-                kind=kind_of(model),
-                fingerprint=model.fingerprint,
-                classes=list(getattr(model, "classes", ())) or None,
-                dimension=getattr(model, "dimension", None),
-            )
-            for name, model in engine.models.items()
-        ]
-        return schemas.ModelList(data=cards)
+        return schemas.ModelList(data=[_card(name, model, started) for name, model in engine.models.items()])
+
+    @router.get("/models/{name}", tags=["about"], summary="One of the loaded models")
+    async def model(name: str) -> schemas.ModelCard:
+        if name not in engine.models:
+            raise NotFound(f"no model {name[:80]!r}", expected=f"one of {', '.join(engine.models)}")
+        return _card(name, engine.models[name], started)
 
     return router
+
+
+def _card(name: str, model: Model, started: int) -> schemas.ModelCard:
+    return schemas.ModelCard(
+        id=name,
+        created=started,
+        root=model.name,
+        parent=model.name.partition("+")[0] if "+" in model.name else None,
+        kind=kind_of(model),
+        fingerprint=model.fingerprint,
+        classes=list(getattr(model, "classes", ())) or None,
+        dimension=getattr(model, "dimension", None),
+    )
 
 
 async def _pictured(engine: Engine, asked: schemas.ImageRequest, upload: bytes | None) -> Image:

@@ -394,6 +394,7 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/v1/prelabel",
         "/v1/embeddings",
         "/v1/models",
+        "/v1/models/{name}",
         "/v1/archives",
         "/v1/ask",
         "/v1/classify",
