@@ -42,6 +42,10 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep jobs that fetch pictures here; jobs.sqlite in the archive by default."),
+    ] = None,
     keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask for keys; see `foveal keys add`.")] = None,
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write who saw or changed what, a line of JSON each.")
@@ -89,6 +93,7 @@ def serve(
     from serve.audit import Audit
     from serve.bars import Bars
     from serve.corrections import Corrections
+    from serve.jobs import Jobs
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.server import serve as run
@@ -113,6 +118,7 @@ def serve(
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
         corrections=Corrections(corrections) if corrections else None,
+        jobs=Jobs(jobs) if jobs else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),

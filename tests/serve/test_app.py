@@ -399,6 +399,8 @@ def test_openapi_document_lists_the_routes(client: TestClient) -> None:
         "/v1/ask",
         "/v1/classify",
         "/v1/versions",
+        "/v1/jobs",
+        "/v1/jobs/{id}",
         "/v1/items",
         "/v1/items/{id}",
         "/v1/items/{id}/image",
