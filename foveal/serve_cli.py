@@ -62,6 +62,10 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
     ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep jobs that fetch pictures here; jobs.sqlite in the archive by default."),
+    ] = None,
     keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask for keys; see `foveal keys add`.")] = None,
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write who saw or changed what, a line of JSON each.")
@@ -109,6 +113,7 @@ def serve(
     from serve.audit import Audit
     from serve.bars import Bars
     from serve.corrections import Corrections
+    from serve.jobs import Jobs
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.reviewing import STORE, ReviewJob
@@ -137,6 +142,7 @@ def serve(
         memory=remembered,
         corrections=told,
         review=ReviewJob(review, gold, told) if review else None,
+        jobs=Jobs(jobs) if jobs else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         origins=cors_origin or (),

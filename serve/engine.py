@@ -35,6 +35,7 @@ from retrieval.memory import ExemplarMemory
 from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.sources import local_path
+from retrieval.sources_web import Web
 from serve.audit import note
 from serve.drift import Drift
 from serve.keys import caller
@@ -139,6 +140,8 @@ class Engine:
         traces: Traces | None = None,
     ) -> None:
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
+        self.web = Web(())  # where pictures that requests name by address come from
+        self.fetching = anyio.CapacityLimiter(8)
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()

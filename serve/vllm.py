@@ -161,9 +161,7 @@ class VllmServer:
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def _command(
-    python: Path, model: str, port: int, adapters: Mapping[str, Path], options: tuple[str, ...]
-) -> list[str]:
+def _command(python: Path, model: str, port: int, adapters: Mapping[str, Path], options: tuple[str, ...]) -> list[str]:
     line = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "base"]
     line += ["--host", "127.0.0.1", "--port", str(port), *options]
     if adapters:
