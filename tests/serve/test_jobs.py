@@ -161,6 +161,21 @@ def test_a_job_waits_for_who_else_writes(client: TestClient, store: Archive, web
     assert ended(client, id)["added"] == 1
 
 
+def test_a_job_that_waits_for_another_writer_can_be_cancelled(
+    client: TestClient, store: Archive, web_server: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "HELD", 0.05)
+    monkeypatch.setattr(store._lock, "timeout", 0.05)
+    with FileLock(store.path / ".lock"):
+        first = start(client, f"{web_server.url}/1.png")
+        time.sleep(0.3)
+        assert client.get(f"/v1/jobs/{first}").json()["state"] == "running"
+        assert client.delete(f"/v1/jobs/{first}").json()["state"] == "cancelled"
+        time.sleep(0.3)
+    assert ended(client, start(client, f"{web_server.url}/2.png"))["added"] == 1
+    assert client.get(f"/v1/jobs/{first}").json()["added"] == 0
+
+
 def test_an_archive_that_is_gone_fails_its_jobs(store: Archive, web_server: Shelf) -> None:
     jobs = Jobs(store.path / "jobs.sqlite")
     id = jobs.add("other", [f"{web_server.url}/1.png"], {}).id
