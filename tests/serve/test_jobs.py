@@ -162,18 +162,20 @@ def test_a_job_waits_for_who_else_writes(client: TestClient, store: Archive, web
 
 
 def test_a_job_that_waits_for_another_writer_can_be_cancelled(
-    client: TestClient, store: Archive, web_server: Shelf, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, web_server: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_runner, "HELD", 0.05)
-    monkeypatch.setattr(store._lock, "timeout", 0.05)
-    with FileLock(store.path / ".lock"):
-        first = start(client, f"{web_server.url}/1.png")
-        time.sleep(0.3)
-        assert client.get(f"/v1/jobs/{first}").json()["state"] == "running"
-        assert client.delete(f"/v1/jobs/{first}").json()["state"] == "cancelled"
-        time.sleep(0.3)
-    assert ended(client, start(client, f"{web_server.url}/2.png"))["added"] == 1
-    assert client.get(f"/v1/jobs/{first}").json()["added"] == 0
+    monkeypatch.setattr("retrieval.archive.LOCK_SECONDS", 0.05)
+    store = Archive.create(tmp_path / "depot", ColourEncoder())
+    with TestClient(made(store)) as client:
+        with FileLock(store.path / ".lock"):
+            first = start(client, f"{web_server.url}/1.png")
+            time.sleep(0.3)
+            assert client.get(f"/v1/jobs/{first}").json()["state"] == "running"
+            assert client.delete(f"/v1/jobs/{first}").json()["state"] == "cancelled"
+            time.sleep(0.5)
+        assert ended(client, start(client, f"{web_server.url}/2.png"))["added"] == 1
+        assert client.get(f"/v1/jobs/{first}").json()["added"] == 0
 
 
 def test_an_archive_that_is_gone_fails_its_jobs(store: Archive, web_server: Shelf) -> None:
