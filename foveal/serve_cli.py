@@ -129,7 +129,7 @@ def serve(
 
     traces = context.with_resource(exporting(otlp)) if otlp else None
     opened = Archive.open(archive) if archive else None
-    encoder = load_encoder(opened.encoder) if opened else None
+    encoder = load_encoder(opened.encoder) if opened is not None else None
     remembered = None
     if memory is not None:
         stored = Stored.read(memory)

@@ -109,7 +109,8 @@ class Runner:
             fresh = await self._off(lambda: _fresh(store, uploads))
             places = [address.place for (address, _), new in zip(pictures, fresh, strict=True) if new]
             await self._off(lambda: self.jobs.about_to_add(job.id, places))
-            kept = await self._added(job, uploads)
+            if (kept := await self._added(job, uploads)) is None:
+                return
             seen: set[str] = set()
             for (address, _), (id, status), new in zip(pictures, kept, fresh, strict=True):
                 # Of a picture that is there twice the first was added; one of a batch that was cut short, then.
@@ -142,8 +143,8 @@ class Runner:
                 await anyio.sleep(PAUSE * 2**turn)
         return await anyio.to_thread.run_sync(self._web.read, url, limiter=self._fetching)
 
-    async def _added(self, job: Told, uploads: list[Upload]) -> list[tuple[str, Fate]]:
-        """(Id, what became of it) of each picture, once nobody else writes to the archive."""
+    async def _added(self, job: Told, uploads: list[Upload]) -> list[tuple[str, Fate]] | None:
+        """(Id, what became of it) of each picture, once nobody else writes to the archive; None if it ended by then."""
         while True:
             try:
                 _, kept, _ = await self._engine.add(uploads, job.archive)
@@ -151,6 +152,8 @@ class Runner:
             except Unavailable as error:
                 log.warning("job %s waits: %s", job.id, error)
                 await anyio.sleep(HELD)
+                if not await self._off(lambda: self.jobs.waiting(job.id, 1)):
+                    return None
 
     async def _give_way(self) -> None:
         """Lets what requests wait for go first, within reason."""
