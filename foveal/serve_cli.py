@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from foveal.options import BlurPrompts, BlurRef, BlurThreshold
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
@@ -66,6 +67,9 @@ def serve(
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write who saw or changed what, a line of JSON each.")
     ] = None,
+    blur: BlurRef = None,
+    blur_prompts: BlurPrompts = None,
+    blur_threshold: BlurThreshold = 0.2,
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
     ] = None,
@@ -102,6 +106,7 @@ def serve(
     from distill.prelabel import load_labeller
     from foveal.models import load_encoder, load_open_detector
     from retrieval.archive import Archive
+    from retrieval.blur import load_blur
     from retrieval.memory import ExemplarMemory
     from retrieval.memory_files import Stored
     from retrieval.sources_web import Web
@@ -139,6 +144,7 @@ def serve(
         review=ReviewJob(review, gold, told) if review else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
+        blur=load_blur(blur, blur_prompts, blur_threshold, registry) if blur else None,
         origins=cors_origin or (),
         traces=traces,
         demo=demo,

@@ -22,6 +22,7 @@ from foveal import __version__
 from foveal.errors import BadInput, FovealError
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
 from serve import middleware
 from serve.anylabeling import remote
@@ -62,6 +63,7 @@ def create_app(
     review: ReviewJob | None = None,
     keys: Keys | None = None,
     audit: Audit | None = None,
+    blur: Blur | None = None,
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
     demo: bool = False,
@@ -78,6 +80,7 @@ def create_app(
         review: a labelling job whose doubtful boxes the page *Review* shows.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
+        blur: what is done to each picture that is taken in; None: nothing.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
@@ -107,7 +110,7 @@ def create_app(
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(named, archives, limits, metrics, Traces(traces))
+    engine = Engine(named, archives, limits, metrics, Traces(traces), blur)
     for name, model in named.items():
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)

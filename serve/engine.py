@@ -29,6 +29,8 @@ from foveal.generation import Asking, Converses, Reply, Style
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.blur import Blur, open_file
+from retrieval.facts import THUMBNAIL_SIDE
 from retrieval.feedback import Feedback, Judgement
 from retrieval.grounding import AnswersMany, GroundedAnswer, answer
 from retrieval.memory import ExemplarMemory
@@ -137,7 +139,9 @@ class Engine:
         limits: Limits,
         metrics: Metrics,
         traces: Traces | None = None,
+        blur: Blur | None = None,
     ) -> None:
+        self.blur = blur  # what is done to each picture that is taken in
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
@@ -254,7 +258,7 @@ class Engine:
             BadImage: it cannot be decoded.
         """
         _, store = self.archive(item.archive)
-        return await self._run("decode", self._decoding, _pixels, store, item, min_side)
+        return await self._run("decode", self._decoding, _pixels, store, item, min_side, self.blur)
 
     async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
@@ -299,15 +303,28 @@ class Engine:
         note(name, ids)
         return gone
 
+    async def received(self, upload: Upload) -> Upload:
+        """A picture that is to be added: decoded once, so that it can be, and blurred where this server does that.
+
+        Raises:
+            TooLarge, BadImage: as `decode`.
+            NotBlurred: what must not be seen could not be looked for.
+        """
+        await self.decode(upload.data)
+        if self.blur is None:
+            return upload
+        return await self._run("blur", self._decoding, upload.through, self.blur, self.limits.pixels)
+
     async def add(self, uploads: Sequence[Upload], archive: str | None = None) -> tuple[str, list[Kept], list[str]]:
         """(name of the archive, what became of each picture, notes on their metadata); they are kept once this returns.
 
         Raises:
+            NotBlurred: one was not `received` and could not be blurred; then none is taken in.
             Unavailable: another process is writing to the archive.
         """
         name, store = self.archive(archive)
         encoder = cast(Encoder, self.models[self._encoder_of[name]])
-        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads))
+        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads), self.blur)
         note(name, [one.id for one in kept])
         return name, kept, notes
 
@@ -618,10 +635,18 @@ def _spread(name: str, store: Archive, count: int) -> list[Item]:
     return [_item(name, record["id"], record) for record in records]
 
 
-def _pixels(store: Archive, item: Item, min_side: int | None) -> Image:
+def _pixels(store: Archive, item: Item, min_side: int | None, blur: Blur | None) -> Image:
     path = local_path(item.uri)
     if path is not None and path.is_file():
-        return decode(path, min_side=min_side)
+        if open_file(path, item.metadata) is not None:
+            return decode(path, min_side=min_side)
+        if blur is not None and blur.made(item.metadata) and (min_side is None or min_side > THUMBNAIL_SIDE):
+            return blur(decode(path))[0]
+        if min_side is None:
+            raise NotFound(
+                f"the file of item {item.id} shows what was blurred when it was taken in",
+                remedy="Start the server with the same --blur.",
+            )
     row = {} if min_side is None else store.items([item.id], ("thumbnail",)).get(item.id, {})
     if (thumbnail := row.get("thumbnail")) is None:
         raise NotFound(f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`.")
