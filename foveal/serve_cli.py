@@ -70,6 +70,12 @@ def serve(
     blur: BlurRef = None,
     blur_prompts: BlurPrompts = None,
     blur_threshold: BlurThreshold = 0.2,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DAYS[:FILTER]", help="Remove what was added longer ago than that for good, daily; repeatable."
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
     ] = None,
@@ -109,6 +115,7 @@ def serve(
     from retrieval.blur import load_blur
     from retrieval.memory import ExemplarMemory
     from retrieval.memory_files import Stored
+    from retrieval.retention import Rule
     from retrieval.sources_web import Web
     from serve.app import create_app
     from serve.audit import Audit
@@ -145,6 +152,7 @@ def serve(
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         blur=load_blur(blur, blur_prompts, blur_threshold, registry) if blur else None,
+        retain=[Rule.parse(rule) for rule in retain or ()],
         origins=cors_origin or (),
         traces=traces,
         demo=demo,

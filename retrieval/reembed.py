@@ -104,6 +104,7 @@ def _copy(
 ) -> None:
     """Brings the table of `fresh` level with that of `archive`."""
     source = archive.table()
+    since = source.added()
     here, there = _contents(source), _contents(fresh.table())
     fresh.table().delete(sorted(there.keys() - here.keys()))
     wanted = [key for key, content in here.items() if there.get(key) != content]
@@ -116,7 +117,7 @@ def _copy(
                 ids = [row.id for row in batch.rows]
                 if ids:
                     kept = source.find(ids, KEPT)
-                    rows = [replace(row, **kept[row.id]) for row in batch.rows]
+                    rows = [replace(row, **kept[row.id], added=since[row.id]) for row in batch.rows]
                     fresh.table().write(rows, encoder.fingerprint, fresh.table().known(ids))
                 rejected |= {entry.uri: entry.reason for entry in batch.rejected}
                 if advance:

@@ -24,6 +24,7 @@ from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
 from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
+from retrieval.retention import Rule
 from serve import middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
@@ -39,6 +40,7 @@ from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
 from serve.operations import operations
+from serve.retention import keep_to
 from serve.reviewing import ReviewJob
 from serve.routes import api
 from serve.tracing import Traces, telemetry
@@ -64,6 +66,7 @@ def create_app(
     keys: Keys | None = None,
     audit: Audit | None = None,
     blur: Blur | None = None,
+    retain: Sequence[Rule] = (),
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
     demo: bool = False,
@@ -81,6 +84,7 @@ def create_app(
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         blur: what is done to each picture that is taken in; None: nothing.
+        retain: how long the archives keep what; applied at the start and daily.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
@@ -121,6 +125,8 @@ def create_app(
             tasks.start_soon(_warm, engine)
             if keys is not None:
                 tasks.start_soon(_count, keys)
+            if retain:
+                tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
             yield

@@ -36,13 +36,15 @@ from retrieval.grounding import AnswersMany, GroundedAnswer, answer
 from retrieval.memory import ExemplarMemory
 from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
+from retrieval.retention import Retained, Rule, retain
 from retrieval.sources import local_path
+from retrieval.uploaded import drop
 from serve.audit import note
 from serve.drift import Drift
 from serve.keys import caller
 from serve.lanes import Lane
 from serve.tracing import Traces
-from serve.uploads import Kept, Upload, drop, take
+from serve.uploads import Kept, Upload, take
 from serve.versions import Answerer, Rollout, found_by, warm
 from serve.vlm_http import AT_ONCE, RemoteVLM
 
@@ -339,9 +341,14 @@ class Engine:
 
         def remove() -> None:
             store.delete([item.id])
-            drop(store, item.uri)
+            drop(store.path, item.uri)
 
         await self._run("delete", self._writing, remove)
+
+    async def retain(self, archive: str, rule: Rule, tell: Callable[[Sequence[str]], None]) -> Retained:
+        """Removes for good what an archive has kept too long; see `retrieval.retention.retain`."""
+        call = functools.partial(retain, self.archives[archive], rule, tell=tell)
+        return await self._run("retain", self._writing, call)
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3

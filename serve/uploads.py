@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal
 from foveal.artifacts import staged, write_text
 from foveal.images import MAX_PIXELS, format_of
 from retrieval.ingest import identity
+from retrieval.uploaded import BESIDE, FOLDER
 
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.archive import Archive
     from retrieval.blur import Blur
 
-FOLDER = "uploads"
 SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif",
           "PPM": ".ppm", "AVIF": ".avif", "JPEG2000": ".jp2"}  # fmt: skip
 
@@ -78,14 +78,6 @@ def take(
     return kept, report.notes
 
 
-def drop(store: Archive, uri: str) -> None:
-    """Removes the file of an item that was sent here; files elsewhere are somebody else's."""
-    path = Path(uri)
-    if path.parent.parent == (store.path / FOLDER).absolute():
-        for each in (path, path.with_name(path.name + ".json")):
-            each.unlink(missing_ok=True)
-
-
 def _written(folder: Path, upload: Upload) -> Path:
     digest = hashlib.sha256(upload.data).hexdigest()
     path = (folder / digest[:2] / f"{digest}{SUFFIX[format_of(upload.data)]}").absolute()
@@ -94,5 +86,5 @@ def _written(folder: Path, upload: Upload) -> Path:
         with staged(path, folder=False) as part:
             part.write_bytes(upload.data)
     said = {"name": upload.name, **upload.metadata, **upload.blurred}
-    write_text(path.with_name(path.name + ".json"), json.dumps(said))
+    write_text(path.with_name(path.name + BESIDE), json.dumps(said))
     return path
