@@ -76,6 +76,9 @@ def serve(
             metavar="DAYS[:FILTER]", help="Remove what was added longer ago than that for good, daily; repeatable."
         ),
     ] = None,
+    cache: Annotated[
+        float, typer.Option(metavar="MEGABYTES", min=0, help="Of detections given again for the same file; 0: none.")
+    ] = 0.0,
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
     ] = None,
@@ -153,6 +156,7 @@ def serve(
         audit=Audit(audit) if audit else None,
         blur=load_blur(blur, blur_prompts, blur_threshold, registry) if blur else None,
         retain=[Rule.parse(rule) for rule in retain or ()],
+        cache_bytes=round(cache * 2**20),
         origins=cors_origin or (),
         traces=traces,
         demo=demo,

@@ -67,6 +67,7 @@ def create_app(
     audit: Audit | None = None,
     blur: Blur | None = None,
     retain: Sequence[Rule] = (),
+    cache_bytes: int = 0,
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
     demo: bool = False,
@@ -85,6 +86,7 @@ def create_app(
         audit: where it is written who saw or changed what.
         blur: what is done to each picture that is taken in; None: nothing.
         retain: how long the archives keep what; applied at the start and daily.
+        cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
@@ -114,7 +116,7 @@ def create_app(
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(named, archives, limits, metrics, Traces(traces), blur)
+    engine = Engine(named, archives, limits, metrics, Traces(traces), blur, cache_bytes)
     for name, model in named.items():
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)

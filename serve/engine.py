@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import hashlib
 import json
 import logging
 import re
@@ -43,6 +44,7 @@ from serve.audit import note
 from serve.drift import Drift
 from serve.keys import caller
 from serve.lanes import Lane
+from serve.result_cache import Key, ResultCache, Seen
 from serve.tracing import Traces
 from serve.uploads import Kept, Upload, take
 from serve.versions import Answerer, Rollout, found_by, warm
@@ -142,7 +144,9 @@ class Engine:
         metrics: Metrics,
         traces: Traces | None = None,
         blur: Blur | None = None,
+        cache_bytes: int = 0,
     ) -> None:
+        self.results = ResultCache(cache_bytes, metrics) if cache_bytes else None
         self.blur = blur  # what is done to each picture that is taken in
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.warm = False
@@ -354,13 +358,7 @@ class Engine:
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
     ) -> tuple[Answerer, Detections]:
         """(the model, detections best first); with `prompts` an open-vocabulary detector answers."""
-        if prompts is not None:
-            asked = tuple(_prompts(prompts, self.limits.prompts))
-            name, detector = self.model("open-detector", model)
-        else:
-            if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
-                self._explain_no_detector()
-            asked, (name, detector) = None, self.model("detector", model)
+        asked, name, detector = self._asked(prompts, model)
         if self.drift.due():
             self._embed_too(image)
         if name in self.rollouts:
@@ -370,6 +368,38 @@ class Engine:
         if prompts is None:
             self.drift.answered(name, detector, found, threshold)
         return Answerer(name, detector.fingerprint), found
+
+    async def detect_file(
+        self, data: bytes, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
+    ) -> Seen:
+        """`detect` in the picture of a file, which is not even decoded where the answer is kept.
+
+        Raises:
+            TooLarge, BadImage: as `decode`.
+            Otherwise as `detect`.
+        """
+        asked, name, detector = self._asked(prompts, model)
+
+        async def look() -> Seen:
+            image = await self.decode(data)
+            made, found = await self.detect(image, model=name, prompts=prompts, threshold=threshold)
+            return Seen(made, found, image.size)
+
+        rollout = self.rollouts.get(name)
+        if self.results is None or not (rollout is None or rollout.settled):
+            return await look()
+        digest = await anyio.to_thread.run_sync(hashlib.sha256, data) if len(data) > 2**18 else hashlib.sha256(data)
+        version = None if rollout is None else rollout.production.number
+        fingerprint = detector.fingerprint if rollout is None else rollout.production.model.fingerprint
+        return await self.results.get(Key(digest.hexdigest(), name, fingerprint, version, asked), threshold, look)
+
+    def _asked(self, prompts: Sequence[str] | None, model: str | None) -> tuple[tuple[str, ...] | None, str, Any]:
+        """(the prompts, name of the detector, the detector) of a request."""
+        if prompts is not None:
+            return tuple(_prompts(prompts, self.limits.prompts)), *self.model("open-detector", model)
+        if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
+            self._explain_no_detector()
+        return None, *self.model("detector", model)
 
     def _embed_too(self, image: Image) -> None:
         """Has a picture embedded as well, where nobody waits for the encoder: does it lie where the archive's do?"""

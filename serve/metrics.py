@@ -46,6 +46,11 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.items = Gauge("foveal_archive_items", "Images in an archive.", ["archive"], registry=registry)
+        self.cache = Counter(
+            "foveal_cache", "Detections asked of the cache: hit, miss, or joined to an equal request under way.",
+            ["model", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.cache_bytes = Gauge("foveal_cache_bytes", "Bytes of the answers in the cache.", registry=registry)
         self.retained = Counter(
             "foveal_retained", "Images that a rule of retention removed.", ["archive"], registry=registry
         )
