@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ Allow = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Registers the commands of this module."""
     app.command("compact")(archive_compact)
+    app.command("retain")(archive_retain)
     app.command("reembed")(archive_reembed)
     app.command("compare")(archive_compare)
     app.command("export")(archive_export)
@@ -36,6 +37,33 @@ def archive_compact(archive: ArchiveDir, json_: Json = False) -> None:
 
     opened = Archive.open(archive)
     emit({"freed_bytes": opened.compact(), "images": len(opened)}, json_)
+
+
+def archive_retain(
+    archive: ArchiveDir,
+    days: Annotated[float, typer.Option(help="How long images are kept.")],
+    filter: Annotated[
+        str | None, typer.Option(metavar="EXPR", help="Only of images that this keeps, e.g. \"camera = 'cam-11'\".")
+    ] = None,
+    by: Annotated[
+        Literal["added", "taken"], typer.Option(help="Since they were added, or taken where they say when.")
+    ] = "added",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    json_: Json = False,
+) -> None:
+    """Remove images that were added longer ago than so many days, for good, with the files that were sent to a server.
+
+    Files in your own folders stay, and come in again with the next `archive add` of them.
+
+    Example: foveal archive retain --archive runs/archive --days 30 --filter "camera = 'cam-11'" --dry-run
+    """
+    from retrieval.archive import Archive
+    from retrieval.retention import Retained, Rule, due, retain
+
+    opened, rule = Archive.open(archive), Rule(days, filter, by)
+    waiting = len(due(opened, rule))
+    gone = Retained() if dry_run else retain(opened, rule)
+    emit({"due": waiting, **asdict(gone), "images": len(opened)}, json_)
 
 
 def archive_reembed(

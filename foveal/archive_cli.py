@@ -11,13 +11,15 @@ import typer
 from foveal.archive_care_cli import Allow, ArchiveDir
 from foveal.archive_care_cli import add_to as add_care
 from foveal.curate_cli import add_to as add_curation
-from foveal.options import DEFAULT_ENCODER, live_progress
+from foveal.options import DEFAULT_ENCODER, BlurPrompts, BlurRef, BlurThreshold, live_progress
 from foveal.printing import Json, emit, emit_rows
+from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.adding import AddReport
     from retrieval.archive import Archive
+    from retrieval.ingest import Embedding
     from retrieval.results import Hit
     from retrieval.stores import AnyArchive
 
@@ -51,15 +53,24 @@ def archive_add(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of a new archive's index, e.g. 512MB or 2GB.")
     ] = None,
+    blur: BlurRef = None,
+    blur_prompts: BlurPrompts = None,
+    blur_threshold: BlurThreshold = 0.2,
+    registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
     """Embed images into an archive; what is there and unchanged is passed over.
 
+    With --blur it is the vector and the thumbnail that are made of the blurred picture: the files stay as they are.
+
     Example: foveal archive add runs/site/images --archive runs/archive --encoder bundled:clip
     """
+    from functools import partial
+
     from foveal.errors import BadInput
     from foveal.models import load_encoder
     from retrieval.archive import Archive
+    from retrieval.blur import load_blur
     from retrieval.index import IndexSettings
     from retrieval.ingest import embed
     from retrieval.ray_job import RayJob
@@ -68,6 +79,12 @@ def archive_add(
 
     if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir() or ray):
         raise BadInput("--watch follows one folder, without --ray", expected="one folder", received=", ".join(sources))
+    if blur is None and blur_prompts is not None:
+        raise BadInput("--blur-prompts says what --blur looks for", remedy="Add --blur REF.")
+    if blur is not None and ray:
+        raise BadInput("--blur works in this process", remedy="Leave --ray out.")
+    hidden = None if blur is None else load_blur(blur, blur_prompts, blur_threshold, registry)
+    here = embed if hidden is None else partial(embed, blur=hidden)
     opened = find_archive(archive)
     if opened is not None:
         model = load_encoder(encoder or opened.encoder)
@@ -85,14 +102,14 @@ def archive_add(
     if watch is not None:
         if not isinstance(opened, Archive):
             raise BadInput("--watch needs an archive in a folder", received=archive)
-        _follow(opened, Path(sources[0]), model, watch, json_)
+        _follow(opened, Path(sources[0]), model, watch, here, json_)
         return
-    through = RayJob.of(encoder or opened.encoder) if ray else embed
+    through = RayJob.of(encoder or opened.encoder) if ray else here
     report = opened.add(sources, model, live_progress(), sync=sync, allow=allow_host or (), through=through)
     _told(archive, opened, report, json_)
 
 
-def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, json_: bool) -> None:
+def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, through: Embedding, json_: bool) -> None:
     import signal
     import threading
 
@@ -101,7 +118,7 @@ def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, json
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):  # finish what is under way, then go
         signal.signal(number, lambda *_: stop.set())
-    for report in follow(archive, folder, model, seconds, stop, live_progress()):
+    for report in follow(archive, folder, model, seconds, stop, live_progress(), through):
         _told(str(archive.path), archive, report, json_)
 
 

@@ -18,6 +18,20 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file with se
 DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
 EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
+BlurRef = Annotated[
+    str | None,
+    typer.Option(
+        "--blur",
+        metavar="REF[:CLASS,CLASS]",
+        help="Make what this detector finds unrecognisable in all that is stored of a picture; a folder's own files "
+        "are never changed.",
+    ),
+]
+BlurPrompts = Annotated[
+    str | None,
+    typer.Option("--blur-prompts", metavar="TEXTS", help='What it looks for if it takes texts: "a face,a plate".'),
+]
+BlurThreshold = Annotated[float, typer.Option(min=0, max=1, help="Score from which --blur blurs.")]
 
 
 def live_progress() -> Progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from foveal.options import BlurPrompts, BlurRef, BlurThreshold
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
@@ -76,6 +77,18 @@ def serve(
     audit: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write who saw or changed what, a line of JSON each.")
     ] = None,
+    blur: BlurRef = None,
+    blur_prompts: BlurPrompts = None,
+    blur_threshold: BlurThreshold = 0.2,
+    retain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DAYS[:FILTER]", help="Remove what was added longer ago than that for good, daily; repeatable."
+        ),
+    ] = None,
+    cache: Annotated[
+        float, typer.Option(metavar="MEGABYTES", min=0, help="Of detections given again for the same file; 0: none.")
+    ] = 0.0,
     cors_origin: Annotated[
         list[str] | None, typer.Option(metavar="URL", help="Web page that may call this server; repeatable.")
     ] = None,
@@ -112,8 +125,10 @@ def serve(
     from distill.prelabel import load_labeller
     from foveal.models import load_encoder, load_open_detector
     from retrieval.archive import Archive
+    from retrieval.blur import load_blur
     from retrieval.memory import ExemplarMemory
     from retrieval.memory_files import Stored
+    from retrieval.retention import Rule
     from retrieval.sources_web import Web
     from serve.app import create_app
     from serve.audit import Audit
@@ -151,6 +166,9 @@ def serve(
         jobs=Jobs(jobs) if jobs else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
+        blur=load_blur(blur, blur_prompts, blur_threshold, registry) if blur else None,
+        retain=[Rule.parse(rule) for rule in retain or ()],
+        cache_bytes=round(cache * 2**20),
         origins=cors_origin or (),
         traces=traces,
         demo=demo,

@@ -209,6 +209,16 @@ class Archive(Reader):
             self._sums.record()
             return gone
 
+    def date(self) -> None:
+        """Has every image say since when it is here, as those of archives of an earlier Foveal do not.
+
+        Raises:
+            Unavailable: another process is writing.
+        """
+        with self._writing():
+            self.table().date()
+            self._sums.record()
+
     def check(self, progress: Progress | None = None, *, repair: bool = True) -> CheckReport:
         """Verifies table, index and files, and rebuilds what is derived where it is wrong.
 

@@ -14,7 +14,7 @@ from retrieval.filter_engines import Value
 
 RESERVED = (
     "id", "seq", "uri", "content_hash", "stamp", "width", "height", "bytes", "phash", "thumbnail", "metadata", "vector",
-    "fingerprint",
+    "fingerprint", "foveal_added",
 )  # fmt: skip
 TIMES = "_at"  # columns named so hold times, as `taken_at` does: see retrieval/facts.py
 MAX_PROMOTED = 256  # metadata keys that become filterable columns; further ones stay in the JSON

@@ -14,6 +14,7 @@ from evals.vqa import normalised
 from foveal.errors import BadImage, BadInput
 from foveal.images import decode
 from foveal.models import Encoder, VisionLanguageModel
+from retrieval.blur import open_file
 from retrieval.query import SearchQuery
 from retrieval.results import Hit, Results
 from retrieval.sources import local_path
@@ -264,7 +265,7 @@ def _looked(results: Results, picture: Callable[[Hit], Image]) -> tuple[list[tup
 
 def _picture(archive: AnyArchive, hit: Hit) -> Image:
     """The local file of a hit, else the archive's thumbnail; nothing is fetched because a URI says so."""
-    path, missing = local_path(hit.uri), f"{hit.uri} is not a file of this machine"
+    path, missing = open_file(local_path(hit.uri), hit.metadata), f"{hit.uri} is not a file of this machine"
     if path is not None:
         try:
             return decode(path)

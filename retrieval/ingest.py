@@ -8,6 +8,7 @@ Each arrow is a bounded queue, so that memory does not grow with the archive and
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from foveal.images import decode, size
 from foveal.models import Encoder, PreparingEncoder
 from foveal.runtime import usable_cores
 from retrieval.ahead import ahead
+from retrieval.blur import FILE, WHERE, kept, secret
 from retrieval.facts import as_jpeg, camera_facts, perceptual_hash, thumbnail
 from retrieval.query import decode_side
 from retrieval.sources_item import Item, clean
@@ -35,6 +37,8 @@ from retrieval.table import Known, Row, canonical
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from retrieval.blur import Blur
 
 BATCH = 64  # images a call of the encoder, and at most this many more prepared ahead
 LOOK_UP = 1024  # ids looked up in the archive at a time
@@ -93,23 +97,24 @@ def identity(uri: str) -> str:
     return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:20]
 
 
-def embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Batch]:
+def embed(items: Iterable[Item], encoder: Encoder, known: Look, blur: Blur | None = None) -> Generator[Batch]:
     """Batches of rows in the order of `items`; images whose bytes and metadata are `known` are only counted.
 
     An item with the stamp and metadata it was stored with is not even read. Closing the iterator stops every thread.
+    With `blur` nothing is made of a picture before it is blurred; give `partial(embed, blur=blur)` to an archive.
     """
-    return ahead(_embed(items, encoder, known), depth=1)
+    return ahead(_embed(items, encoder, known, blur), depth=1)
 
 
-def _embed(items: Iterable[Item], encoder: Encoder, known: Look) -> Generator[Batch]:
+def _embed(items: Iterable[Item], encoder: Encoder, known: Look, blur: Blur | None) -> Generator[Batch]:
     remaining = looked_up(items, known)
     waiting: deque[tuple[Item, Future[Loaded] | None]] = deque()
-    loader = _Loader(encoder)
+    loader = _Loader(encoder, blur)
     with closing(loader):
         batch, loaded, ready, began = Batch(), list[Loaded](), 0, time.monotonic()
         while True:
             for item, stored in islice(remaining, BATCH - len(waiting)):
-                waiting.append((item, None if is_same(item, stored) else loader.submit(item, stored)))
+                waiting.append((item, None if is_same(item, stored, blur) else loader.submit(item, stored)))
             if not waiting:
                 break
             item, future = waiting.popleft()
@@ -176,11 +181,12 @@ class Reader:
 
     side: int  # shorter side below which a large JPEG is not shrunk, pixels
     prepare: Callable[[Image], Any]
+    blur: Blur | None = None
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Reader:
+    def of(cls, encoder: Encoder, blur: Blur | None = None) -> Reader:
         prepare = encoder.prepare_image if isinstance(encoder, PreparingEncoder) else _as_it_is
-        return cls(decode_side(encoder), prepare)
+        return cls(decode_side(encoder), prepare, blur)
 
     def load(self, item: Item, known: Known | None) -> Loaded:
         """Reads the bytes once, so that hash, facts and pixels are all of the same; raises what `attempt` catches."""
@@ -200,12 +206,21 @@ class Reader:
         digest = hashlib.sha256(data).hexdigest()
         width, height = size(data)
         metadata = camera_facts(data) | dict(item.metadata)
-        row = Row(
-            identity(item.uri), item.uri, digest, width, height, metadata, None, stamp=_stamp(item), bytes=len(data)
-        )
-        if known is not None and known.content_hash == digest:
-            return Loaded(row, unchanged=known.metadata == canonical(metadata))
-        image = decode(data, min_side=self.side)
+        before: dict[str, Any] = {} if known is None else json.loads(known.metadata)
+        if self.blur is None and secret(before) and metadata.get(WHERE) != FILE:
+            raise BadImage(
+                "it was blurred when it was taken in, and would not be now", remedy="Add it with the same --blur."
+            )
+        stamp = _stamp(item, self.blur)
+        row = Row(identity(item.uri), item.uri, digest, width, height, metadata, None, stamp=stamp, bytes=len(data))
+        if known is not None and known.content_hash == digest and (self.blur is None or self.blur.made(before)):
+            metadata = metadata if self.blur is None else metadata | kept(before)
+            return Loaded(replace(row, metadata=metadata), unchanged=known.metadata == canonical(metadata))
+        if self.blur is None:
+            image = decode(data, min_side=self.side)
+        else:  # at its full size, in which small faces can be found
+            image, facts = self.blur(decode(data))
+            row = replace(row, metadata=metadata | facts)
         small = thumbnail(image)
         row = replace(row, phash=perceptual_hash(small), thumbnail=as_jpeg(small))
         return Loaded(row, self.prepare(image))
@@ -217,10 +232,10 @@ class _Loader:
     Many may wait for a disk or a network at a time, but only one a core works on pixels: more would only need memory.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, blur: Blur | None) -> None:
         threads = max(READERS, usable_cores())
         self._cores = BoundedSemaphore(usable_cores())
-        self._reader = Reader.of(encoder)
+        self._reader = Reader.of(encoder, blur)
         self.encode = encoding(encoder)
         if isinstance(encoder, PreparingEncoder):
             from foveal.cores import soloists  # it imports PyTorch, which such an encoder has done
@@ -250,18 +265,19 @@ def _as_it_is(image: Image) -> Image:
     return image
 
 
-def is_same(item: Item, known: Known | None) -> bool:
+def is_same(item: Item, known: Known | None, blur: Blur | None = None) -> bool:
     """Whether stamp and metadata say that nothing has changed, so that the bytes need not be read."""
-    return known is not None and item.stamp is not None and known.stamp == _seal(item)
+    return known is not None and item.stamp is not None and known.stamp == _seal(item, blur)
 
 
-def _seal(item: Item) -> str:
+def _seal(item: Item, blur: Blur | None) -> str:
     """The item's stamp together with what is told about it, and the way it is looked at."""
-    told = hashlib.sha256(f"{FACTS} {canonical(item.metadata)}".encode()).hexdigest()
+    way = FACTS if blur is None else f"{FACTS} {blur.seal}"
+    told = hashlib.sha256(f"{way} {canonical(item.metadata)}".encode()).hexdigest()
     return f"{item.stamp}#{told[:16]}"
 
 
-def _stamp(item: Item) -> str:
+def _stamp(item: Item, blur: Blur | None) -> str:
     """The seal to store, empty where it may not be relied on.
 
     A file that is written twice within one tick of its file system's clock keeps its stamp (git calls such entries
@@ -271,4 +287,4 @@ def _stamp(item: Item) -> str:
         return ""
     local = re.fullmatch(r"\d+:(\d+)", item.stamp)
     young = local is not None and time.time_ns() - int(local[1]) < RACY_NS
-    return "" if young else _seal(item)
+    return "" if young else _seal(item, blur)

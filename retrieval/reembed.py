@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -23,12 +23,13 @@ from filelock import FileLock, Timeout
 from foveal.errors import BadInput, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress
+from retrieval.blur import secret
 from retrieval.checksums import Checksums
 from retrieval.ingest import embed, identity
 from retrieval.settings import Settings
 from retrieval.sources import Sources, local_path
 from retrieval.sources_item import Item, outer, read_file
-from retrieval.table import Table, batched
+from retrieval.table import Table, Value, batched
 
 if TYPE_CHECKING:
     from retrieval.archive import Archive
@@ -42,7 +43,9 @@ class ReembedReport:
     """What became of the images."""
 
     images: int = 0  # of the new generation
-    from_thumbnail: set[str] = field(default_factory=set[str])  # URIs whose file is gone or damaged
+    from_thumbnail: set[str] = field(
+        default_factory=set[str]
+    )  # URIs whose file is gone or damaged, or not blurred as they are
     lost: dict[str, str] = field(default_factory=dict[str, str])  # URI -> why not even a thumbnail could be embedded
 
 
@@ -101,6 +104,7 @@ def _copy(
 ) -> None:
     """Brings the table of `fresh` level with that of `archive`."""
     source = archive.table()
+    since = source.added()
     here, there = _contents(source), _contents(fresh.table())
     fresh.table().delete(sorted(there.keys() - here.keys()))
     wanted = [key for key, content in here.items() if there.get(key) != content]
@@ -113,7 +117,7 @@ def _copy(
                 ids = [row.id for row in batch.rows]
                 if ids:
                     kept = source.find(ids, KEPT)
-                    rows = [replace(row, **kept[row.id]) for row in batch.rows]
+                    rows = [replace(row, **kept[row.id], added=since[row.id]) for row in batch.rows]
                     fresh.table().write(rows, encoder.fingerprint, fresh.table().known(ids))
                 rejected |= {entry.uri: entry.reason for entry in batch.rejected}
                 if advance:
@@ -148,7 +152,9 @@ def _stored(table: Table, ids: Sequence[str], allow: Collection[str]) -> Iterato
     """Images of a table as items to embed, read where they lie."""
     inside = lru_cache(1)(partial(_inside, tuple(allow)))
 
-    def read(uri: str) -> bytes:
+    def read(uri: str, metadata: Mapping[str, Value]) -> bytes:
+        if secret(metadata):  # the thumbnail stands in: its file shows what was blurred
+            raise BadInput(f"{uri} is blurred here, and its file is not")
         path = local_path(uri)
         if path is not None:
             return read_file(str(path))
@@ -159,7 +165,8 @@ def _stored(table: Table, ids: Sequence[str], allow: Collection[str]) -> Iterato
 
     for part in batched(ids, PIECE):
         for record in table.find(part, ["uri", "metadata"]).values():
-            yield Item(record["uri"], json.loads(record["metadata"]), None, partial(read, record["uri"]))
+            told = json.loads(record["metadata"])
+            yield Item(record["uri"], told, None, partial(read, record["uri"], told))
 
 
 def _thumbnails(table: Table, ids: Sequence[str]) -> Iterator[Item]:

@@ -21,6 +21,7 @@ import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import IntegrityError
+from retrieval.ages import ADDED, ages, begin, since
 from retrieval.columns import RESERVED, fit, kind, misfit_notes, promote
 from retrieval.filters import parse
 
@@ -31,7 +32,7 @@ HalfArray = npt.NDArray[np.float16]
 T = TypeVar("T")
 Value = str | int | float
 
-HIDDEN = ("seq", "stamp", "phash", "thumbnail", "metadata", "vector", "fingerprint")  # not for filters
+HIDDEN = ("seq", "stamp", "phash", "thumbnail", "metadata", "vector", "fingerprint", ADDED)  # not for filters
 LOOK_UP = 1024  # ids a statement
 DELETE_AT_ONCE = 10_000  # ids a commit
 SEQ_STRIDE = 1 << 24  # a row's seq is version * SEQ_STRIDE + position, so no seq is ever handed out twice
@@ -53,6 +54,7 @@ class Row:
     bytes: int = 0  # of the file
     phash: int | None = None  # 64-bit perceptual hash
     thumbnail: builtins.bytes | None = None  # JPEG
+    added: int | None = None  # Unix time; None: now, or as before where the id has this content already
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ class Table:
                 pa.field("metadata", text, nullable=False),
                 pa.field("vector", pa.list_(pa.float16(), dimension), nullable=False),
                 pa.field("fingerprint", text, nullable=False),
+                pa.field(ADDED, number),
             ]
         )
         dataset = lance.write_dataset(schema.empty_table(), str(path), schema=schema, mode="create")
@@ -173,6 +176,10 @@ class Table:
             found |= {row.pop("id"): row for row in rows}
         return found
 
+    def added(self) -> dict[str, int]:
+        """id -> Unix time since which each image is there."""
+        return ages(self._dataset)
+
     def scan(self, columns: Sequence[str], batch_size: int = 8192) -> Iterable[Any]:
         """Record batches of the named columns, in no particular order."""
         return self._dataset.to_batches(columns=list(columns), batch_size=batch_size)
@@ -181,13 +188,19 @@ class Table:
 
     def write(self, rows: Sequence[Row], fingerprint: str, known: Container[str]) -> list[str]:
         """Commits rows, replacing those whose id is known; returns notes on metadata that did not fit its column."""
+        if ADDED not in self._dataset.schema.names:
+            self.date()
         names, notes = self._promote([row.metadata for row in rows])
-        table, misfits = self._as_arrow(rows, names, fingerprint)
+        table, misfits = self._as_arrow(rows, names, fingerprint, known)
         if any(row.id in known for row in rows):
             self._dataset.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(table)
         else:
             self._dataset.insert(table, mode="append")
         return notes + misfits
+
+    def date(self) -> None:
+        """Has every row say since when it is there, as those of earlier archives do not; one commit, once."""
+        begin(self._dataset)
 
     def restamp(self, stamps: Mapping[str, str]) -> None:
         """Commits new stamps of images, by id, whose bytes have turned out the same."""
@@ -223,7 +236,9 @@ class Table:
             self._dataset.add_columns(pa.schema(list(types.items())))
         return found.names, found.notes
 
-    def _as_arrow(self, rows: Sequence[Row], names: Mapping[str, str], fingerprint: str) -> tuple[Any, list[str]]:
+    def _as_arrow(
+        self, rows: Sequence[Row], names: Mapping[str, str], fingerprint: str, known: Container[str]
+    ) -> tuple[Any, list[str]]:
         schema = self._dataset.schema
         first = (self.version + 1) * SEQ_STRIDE
         columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in schema.names if name not in RESERVED}
@@ -238,6 +253,8 @@ class Table:
                 if fitted is None:
                     misfits[column] = misfits.get(column, 0) + 1
         kept = self._kept(rows)
+        old = [row.id for row in rows if row.id in known]
+        before = self.find(old, ["content_hash", ADDED]) if old else {}
         vectors = [kept[r.id]["vector"] if r.vector is None else r.vector.astype(np.float16) for r in rows]
         flat = pa.array(np.concatenate(vectors, dtype=np.float16))
         arrays: dict[str, Any] = {
@@ -254,6 +271,7 @@ class Table:
             "metadata": [canonical(row.metadata) for row in rows],
             "vector": pa.FixedSizeListArray.from_arrays(flat, self.dimension),
             "fingerprint": [fingerprint] * len(rows),
+            ADDED: since(rows, before),
             **columns,
         }
         table = pa.table([pa.array(arrays[f.name], type=f.type) for f in schema], schema=schema)

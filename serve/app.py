@@ -23,7 +23,9 @@ from foveal import __version__
 from foveal.errors import BadInput, FovealError
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
+from retrieval.retention import Rule
 from retrieval.sources_web import Web
 from serve import middleware
 from serve.anylabeling import remote
@@ -43,6 +45,7 @@ from serve.label_studio import Pictures, backend
 from serve.login import login
 from serve.metrics import Metrics
 from serve.operations import operations
+from serve.retention import keep_to
 from serve.reviewing import ReviewJob
 from serve.routes import api
 from serve.tracing import Traces, telemetry
@@ -69,6 +72,9 @@ def create_app(
     jobs: Jobs | None = None,
     keys: Keys | None = None,
     audit: Audit | None = None,
+    blur: Blur | None = None,
+    retain: Sequence[Rule] = (),
+    cache_bytes: int = 0,
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
     demo: bool = False,
@@ -86,6 +92,9 @@ def create_app(
         jobs: where it is kept which pictures are to be fetched into archives; None: beside the first archive.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
+        blur: what is done to each picture that is taken in; None: nothing.
+        retain: how long the archives keep what; applied at the start and daily.
+        cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
@@ -115,7 +124,7 @@ def create_app(
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
-    engine = Engine(named, archives, limits, metrics, Traces(traces))
+    engine = Engine(named, archives, limits, metrics, Traces(traces), blur, cache_bytes)
     for name, model in named.items():
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
@@ -136,6 +145,8 @@ def create_app(
                 tasks.start_soon(_count, keys)
             if runner is not None:
                 tasks.start_soon(runner.run)
+            if retain:
+                tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
             yield

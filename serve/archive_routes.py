@@ -100,13 +100,11 @@ def archive_api(engine: Engine) -> APIRouter:
         rejected: list[schemas.RejectedItem] = []
         for name, data in files:
             try:
-                await engine.decode(data)
+                taken.append(await engine.received(Upload(name, data, metadata)))
             except BadInput as error:
                 if len(files) == 1:
                     raise
                 rejected.append(schemas.RejectedItem(name=name, reason=str(error)))
-            else:
-                taken.append(Upload(name, data, metadata))
         name, kept, notes = await engine.add(taken, archive) if taken else (engine.archive(archive)[0], [], [])
         items = [schemas.AddedItem(name=one.name, id=one.id, status=one.status) for one in kept]
         return schemas.ItemsAnswer(archive=name, items=items, rejected=rejected, notes=notes)

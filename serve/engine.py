@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import hashlib
 import json
 import logging
 import re
@@ -29,19 +30,24 @@ from foveal.generation import Asking, Converses, Reply, Style
 from foveal.images import decode
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
 from retrieval.archive import Archive
+from retrieval.blur import Blur, open_file
+from retrieval.facts import THUMBNAIL_SIDE
 from retrieval.feedback import Feedback, Judgement
 from retrieval.grounding import AnswersMany, GroundedAnswer, answer
 from retrieval.memory import ExemplarMemory
 from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
+from retrieval.retention import Retained, Rule, retain
 from retrieval.sources import local_path
 from retrieval.sources_web import Web
+from retrieval.uploaded import drop
 from serve.audit import note
 from serve.drift import Drift
 from serve.keys import caller
 from serve.lanes import Lane
+from serve.result_cache import Key, ResultCache, Seen
 from serve.tracing import Traces
-from serve.uploads import Kept, Upload, drop, take
+from serve.uploads import Kept, Upload, take
 from serve.versions import Answerer, Rollout, found_by, warm
 from serve.vlm_http import AT_ONCE, RemoteVLM
 
@@ -138,7 +144,11 @@ class Engine:
         limits: Limits,
         metrics: Metrics,
         traces: Traces | None = None,
+        blur: Blur | None = None,
+        cache_bytes: int = 0,
     ) -> None:
+        self.results = ResultCache(cache_bytes, metrics) if cache_bytes else None
+        self.blur = blur  # what is done to each picture that is taken in
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
         self.web = Web(())  # where pictures that requests name by address come from
         self.fetching = anyio.CapacityLimiter(8)
@@ -257,7 +267,7 @@ class Engine:
             BadImage: it cannot be decoded.
         """
         _, store = self.archive(item.archive)
-        return await self._run("decode", self._decoding, _pixels, store, item, min_side)
+        return await self._run("decode", self._decoding, _pixels, store, item, min_side, self.blur)
 
     async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
@@ -302,15 +312,28 @@ class Engine:
         note(name, ids)
         return gone
 
+    async def received(self, upload: Upload) -> Upload:
+        """A picture that is to be added: decoded once, so that it can be, and blurred where this server does that.
+
+        Raises:
+            TooLarge, BadImage: as `decode`.
+            NotBlurred: what must not be seen could not be looked for.
+        """
+        await self.decode(upload.data)
+        if self.blur is None:
+            return upload
+        return await self._run("blur", self._decoding, upload.through, self.blur, self.limits.pixels)
+
     async def add(self, uploads: Sequence[Upload], archive: str | None = None) -> tuple[str, list[Kept], list[str]]:
         """(name of the archive, what became of each picture, notes on their metadata); they are kept once this returns.
 
         Raises:
+            NotBlurred: one was not `received` and could not be blurred; then none is taken in.
             Unavailable: another process is writing to the archive.
         """
         name, store = self.archive(archive)
         encoder = cast(Encoder, self.models[self._encoder_of[name]])
-        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads))
+        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads), self.blur)
         note(name, [one.id for one in kept])
         return name, kept, notes
 
@@ -325,21 +348,20 @@ class Engine:
 
         def remove() -> None:
             store.delete([item.id])
-            drop(store, item.uri)
+            drop(store.path, item.uri)
 
         await self._run("delete", self._writing, remove)
+
+    async def retain(self, archive: str, rule: Rule, tell: Callable[[Sequence[str]], None]) -> Retained:
+        """Removes for good what an archive has kept too long; see `retrieval.retention.retain`."""
+        call = functools.partial(retain, self.archives[archive], rule, tell=tell)
+        return await self._run("retain", self._writing, call)
 
     async def detect(
         self, image: Image, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
     ) -> tuple[Answerer, Detections]:
         """(the model, detections best first); with `prompts` an open-vocabulary detector answers."""
-        if prompts is not None:
-            asked = tuple(_prompts(prompts, self.limits.prompts))
-            name, detector = self.model("open-detector", model)
-        else:
-            if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
-                self._explain_no_detector()
-            asked, (name, detector) = None, self.model("detector", model)
+        asked, name, detector = self._asked(prompts, model)
         if self.drift.due():
             self._embed_too(image)
         if name in self.rollouts:
@@ -349,6 +371,38 @@ class Engine:
         if prompts is None:
             self.drift.answered(name, detector, found, threshold)
         return Answerer(name, detector.fingerprint), found
+
+    async def detect_file(
+        self, data: bytes, *, model: str | None = None, prompts: Sequence[str] | None = None, threshold: float = 0.3
+    ) -> Seen:
+        """`detect` in the picture of a file, which is not even decoded where the answer is kept.
+
+        Raises:
+            TooLarge, BadImage: as `decode`.
+            Otherwise as `detect`.
+        """
+        asked, name, detector = self._asked(prompts, model)
+
+        async def look() -> Seen:
+            image = await self.decode(data)
+            made, found = await self.detect(image, model=name, prompts=prompts, threshold=threshold)
+            return Seen(made, found, image.size)
+
+        rollout = self.rollouts.get(name)
+        if self.results is None or not (rollout is None or rollout.settled):
+            return await look()
+        digest = await anyio.to_thread.run_sync(hashlib.sha256, data) if len(data) > 2**18 else hashlib.sha256(data)
+        version = None if rollout is None else rollout.production.number
+        fingerprint = detector.fingerprint if rollout is None else rollout.production.model.fingerprint
+        return await self.results.get(Key(digest.hexdigest(), name, fingerprint, version, asked), threshold, look)
+
+    def _asked(self, prompts: Sequence[str] | None, model: str | None) -> tuple[tuple[str, ...] | None, str, Any]:
+        """(the prompts, name of the detector, the detector) of a request."""
+        if prompts is not None:
+            return tuple(_prompts(prompts, self.limits.prompts)), *self.model("open-detector", model)
+        if model is None and not any(kind_of(m) == "detector" for m in self.models.values()):
+            self._explain_no_detector()
+        return None, *self.model("detector", model)
 
     def _embed_too(self, image: Image) -> None:
         """Has a picture embedded as well, where nobody waits for the encoder: does it lie where the archive's do?"""
@@ -621,10 +675,18 @@ def _spread(name: str, store: Archive, count: int) -> list[Item]:
     return [_item(name, record["id"], record) for record in records]
 
 
-def _pixels(store: Archive, item: Item, min_side: int | None) -> Image:
+def _pixels(store: Archive, item: Item, min_side: int | None, blur: Blur | None) -> Image:
     path = local_path(item.uri)
     if path is not None and path.is_file():
-        return decode(path, min_side=min_side)
+        if open_file(path, item.metadata) is not None:
+            return decode(path, min_side=min_side)
+        if blur is not None and blur.made(item.metadata) and (min_side is None or min_side > THUMBNAIL_SIDE):
+            return blur(decode(path))[0]
+        if min_side is None:
+            raise NotFound(
+                f"the file of item {item.id} shows what was blurred when it was taken in",
+                remedy="Start the server with the same --blur.",
+            )
     row = {} if min_side is None else store.items([item.id], ("thumbnail",)).get(item.id, {})
     if (thumbnail := row.get("thumbnail")) is None:
         raise NotFound(f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`.")

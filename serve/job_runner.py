@@ -120,19 +120,19 @@ class Runner:
         await self._off(lambda: self.jobs.done(job.id, fates))
 
     async def _fetched(self, job: Told, address: Address) -> Fetched:
-        """A picture that can be read, or why it cannot."""
+        """A picture that can be read, and was blurred where that is asked for; or why not."""
+        parts = urlsplit(address.url)
+        name = unquote(parts.path.rpartition("/")[2])[:200] or parts.hostname or "picture"
+        # No passwords, no keys.
+        source = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         try:
             data = await self._read(address.url)
             async with self._looking:  # one at a time: requests have pictures to decode too
                 await self._engine.decode(data)
+                upload = Upload(name, data, {"source": source, **job.metadata})
+                return Fetched(address, await self._off(lambda: upload.through(self._engine.blur)))
         except (FovealError, OSError, ValueError) as error:
             return Fetched(address, None, str(error)[:500])
-        parts = urlsplit(address.url)
-        name = unquote(parts.path.rpartition("/")[2])[:200] or parts.hostname or "picture"
-        source = urlunsplit(
-            (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")
-        )  # no passwords, no keys
-        return Fetched(address, Upload(name, data, {"source": source, **job.metadata}))
 
     async def _read(self, url: str) -> bytes:
         """What lies there, asked for anew where the host does not answer."""

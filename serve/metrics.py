@@ -46,6 +46,18 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.items = Gauge("foveal_archive_items", "Images in an archive.", ["archive"], registry=registry)
+        self.cache = Counter(
+            "foveal_cache", "Detections asked of the cache: hit, miss, or joined to an equal request under way.",
+            ["model", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.cache_bytes = Gauge("foveal_cache_bytes", "Bytes of the answers in the cache.", registry=registry)
+        self.retained = Counter(
+            "foveal_retained", "Images that a rule of retention removed.", ["archive"], registry=registry
+        )
+        self.retention_runs = Counter(
+            "foveal_retention_runs", "Applications of a rule of retention, done or failed.", ["archive", "outcome"],
+            registry=registry,
+        )  # fmt: skip
         self.ready = Gauge("foveal_ready", "1 once every model is warm.", registry=registry)
         self.version_info = Gauge(
             "foveal_version_info", "Always 1; which version of a model is what.", ["name", "version", "role"],

@@ -15,6 +15,7 @@ from foveal.detections import Detections
 from foveal.errors import BadInput
 from serve.engine import Engine, Model, NotFound, kind_of
 from serve.middleware import BadRequest
+from serve.result_cache import Seen
 from serve.strict_json import StrictRoute
 from serve.wire import image_request, sent
 
@@ -52,8 +53,13 @@ def api(engine: Engine) -> APIRouter:
     @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)
     async def detect(request: Request) -> schemas.DetectAnswer:
         asked, upload = await image_request(engine, request, schemas.DetectRequest)
-        image = await _pictured(engine, asked, upload)
-        made, found = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
+        if upload is not None:
+            seen = await engine.detect_file(upload, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
+        else:
+            image = await _pictured(engine, asked, upload)
+            told = await engine.detect(image, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
+            seen = Seen(*told, image.size)
+        made, found, (width, height) = seen.made, seen.found, seen.size
         chance = [None] * len(found) if found.probabilities is None else found.probabilities.tolist()
         detections = [
             schemas.Detected(box=tuple(box), label=label, score=score, probability=probability)
@@ -65,8 +71,8 @@ def api(engine: Engine) -> APIRouter:
             model=made.name,
             fingerprint=made.fingerprint,
             version=made.version,
-            width=image.width,
-            height=image.height,
+            width=width,
+            height=height,
             detections=detections,
         )
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from foveal.artifacts import staged, write_text
-from foveal.images import format_of
+from foveal.images import MAX_PIXELS, format_of
 from retrieval.ingest import identity
+from retrieval.uploaded import BESIDE, FOLDER
 
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.archive import Archive
+    from retrieval.blur import Blur
 
-FOLDER = "uploads"
 SUFFIX = {"JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif",
           "PPM": ".ppm", "AVIF": ".avif", "JPEG2000": ".jp2"}  # fmt: skip
 
@@ -29,6 +30,14 @@ class Upload:
     name: str  # the file name it came with
     data: bytes
     metadata: Mapping[str, str | int | float]
+    blurred: Mapping[str, str | int | float] = field(default_factory=dict[str, str | int | float])  # what `blur` says
+
+    def through(self, blur: Blur | None, max_pixels: int = MAX_PIXELS) -> Upload:
+        """The picture blurred, unless it has been; raises as `Blur.file`."""
+        if blur is None or self.blurred:
+            return self
+        data, said = blur.file(self.data, max_pixels)
+        return replace(self, data=data, blurred=said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +49,19 @@ class Kept:
     status: Literal["added", "updated", "unchanged"]  # updated: its metadata
 
 
-def take(store: Archive, encoder: Encoder, uploads: list[Upload]) -> tuple[list[Kept], list[str]]:
+def take(
+    store: Archive, encoder: Encoder, uploads: list[Upload], blur: Blur | None = None
+) -> tuple[list[Kept], list[str]]:
     """Adds pictures, durably when this returns; what became of each, and notes on their metadata.
 
+    With `blur` nothing is written of a picture that is not blurred.
+
     Raises:
+        NotBlurred: one of them could not be; then none is taken in.
         Unavailable: another process is writing to the archive.
         FovealError: no space is left.
     """
+    uploads = [upload.through(blur) for upload in uploads]
     paths = [_written(store.path / FOLDER, upload) for upload in uploads]
     ids = [identity(str(path)) for path in paths]
     before = store.items(ids, ("metadata",))
@@ -61,14 +76,6 @@ def take(store: Archive, encoder: Encoder, uploads: list[Upload]) -> tuple[list[
         for upload, id in zip(uploads, ids, strict=True)
     ]
     return kept, report.notes
-
-
-def drop(store: Archive, uri: str) -> None:
-    """Removes the file of an item that was sent here; files elsewhere are somebody else's."""
-    path = Path(uri)
-    if path.parent.parent == (store.path / FOLDER).absolute():
-        for each in (path, path.with_name(path.name + ".json")):
-            each.unlink(missing_ok=True)
 
 
 def id_of(store: Archive, data: bytes) -> str:
@@ -87,6 +94,6 @@ def _written(folder: Path, upload: Upload) -> Path:
     if not path.is_file():
         with staged(path, folder=False) as part:
             part.write_bytes(upload.data)
-    said = {"name": upload.name, **upload.metadata}
-    write_text(path.with_name(path.name + ".json"), json.dumps(said))
+    said = {"name": upload.name, **upload.metadata, **upload.blurred}
+    write_text(path.with_name(path.name + BESIDE), json.dumps(said))
     return path

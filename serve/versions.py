@@ -113,6 +113,11 @@ class Rollout:
         """Those that are loaded, production first."""
         return [one for one in (self.production, self.canary, self.shadow, self.previous) if one is not None]
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is compared with the version in production."""
+        return len(self.versions) == 1
+
     # Answering.
 
     async def ask(self, image: Image, threshold: float) -> tuple[Answerer, Detections]:
