@@ -19,8 +19,10 @@ from foveal import adapters, artifacts
 from foveal.dataset import Dataset
 from foveal.encoders import OPEN_CLIP_WEIGHTS, TorchEncoder
 from foveal.errors import BadInput
-from foveal.models import ModelRef, licence_of, load_encoder, load_open_detector, parse_ref
+from foveal.models import ModelRef, licence_of, load_encoder, load_open_detector, load_vlm, parse_ref
 from foveal.open_detectors import FAMILIES, OwlDetector
+from foveal.vlms import FAMILIES as VLM_FAMILIES
+from foveal.vlms import TransformersVLM, conditions
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,7 +38,7 @@ class MergeReport:
     base: str
     adapter: str
     keep: float  # share of the base
-    difference: float  # largest, of unit-length embeddings or of scores and boxes in [0, 1]
+    difference: float  # largest, of unit-length embeddings, or of scores, boxes and probabilities in [0, 1]
     images: int  # on which it was measured
     fingerprint: str  # of the merged model
 
@@ -60,11 +62,11 @@ def merge(ref: str, out: Path, keep: float = 0.0, data: Dataset | None = None) -
         raise BadInput("keep lies outside its range", expected="0 (adapted) to 1 (base)", received=f"{keep:g}")
     base_ref = ModelRef(parsed.scheme, parsed.target)
     merged = load(ref)
-    weights = interpolated(load(str(base_ref)).model.state_dict(), merged.model.state_dict(), keep)
+    weights = interpolated(_bare(base_ref, parsed.adapter).model.state_dict(), merged.model.state_dict(), keep)
     merged.model.load_state_dict(weights)
     reference = merged
     if keep in (0.0, 1.0):
-        reference = load(str(base_ref))
+        reference = _bare(base_ref, parsed.adapter)
         if keep == 0:
             reference.model = adapters.attach(reference.model, parsed.adapter, reference.base_fingerprint).eval()
     images, texts = _examples(data)
@@ -76,7 +78,7 @@ def merge(ref: str, out: Path, keep: float = 0.0, data: Dataset | None = None) -
         artifacts.seal(
             folder,
             name=Path(out).name,
-            kind="encoder" if isinstance(merged, TorchEncoder) else "open-detector",
+            kind=_kind(merged),
             parents=[str(base_ref), str(parsed.adapter)],
             config={
                 "base_fingerprint": merged.base_fingerprint,
@@ -92,7 +94,7 @@ def merge(ref: str, out: Path, keep: float = 0.0, data: Dataset | None = None) -
 
 
 def load(ref: str) -> Any:
-    """The encoder or open-vocabulary detector that a reference names."""
+    """The encoder, open-vocabulary detector or vision-language model that a reference names."""
     parsed = parse_ref(ref)
     config = (parsed.folder or Path()) / "config.json"
     if parsed.scheme == "hf" and parsed.folder is None:
@@ -101,7 +103,23 @@ def load(ref: str) -> Any:
         kind = AutoConfig.from_pretrained(parsed.target).model_type
     else:
         kind = json.loads(config.read_text()).get("model_type") if parsed.scheme == "hf" and config.is_file() else None
+    if kind in VLM_FAMILIES:
+        return load_vlm(ref)
     return load_open_detector(ref) if kind in FAMILIES else load_encoder(ref)
+
+
+def _bare(base: ModelRef, adapter: Path) -> Any:
+    """The model without the adapter, under the conditions that it was trained in."""
+    model = load(str(base))
+    if isinstance(model, TransformersVLM):
+        model.under(**conditions(adapter))
+    return model
+
+
+def _kind(model: Any) -> str:
+    if isinstance(model, TransformersVLM):
+        return "vlm"
+    return "encoder" if isinstance(model, TorchEncoder) else "open-detector"
 
 
 def interpolated(base: dict[str, Tensor], adapted: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
@@ -141,7 +159,15 @@ def write(model: Any, base: ModelRef, folder: Path) -> None:
 
 
 def apart(one: Any, other: Any, images: Sequence[Image], texts: Sequence[str]) -> float:
-    """Largest difference between what two models say: of unit-length embeddings, or of scores and boxes in [0, 1]."""
+    """Largest difference between what two models say: of unit-length embeddings, of scores and boxes in [0, 1], or of
+    probabilities of an answer's first token."""
+    if isinstance(one, TransformersVLM):
+        return float(
+            max(
+                np.abs(one.begins(images, [t] * len(images)) - other.begins(images, [t] * len(images))).max()
+                for t in texts[:CHECKED]
+            )
+        )
     if isinstance(one, TorchEncoder):
         pairs = [
             (one.encode_images(images), other.encode_images(images)),

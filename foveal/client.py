@@ -14,98 +14,18 @@ Each request of `foveal.schemas` knows where it goes and how it is answered. `As
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from foveal.chat import ChatAnswer, ChatRequest
-from foveal.errors import BadInput, FingerprintMismatch, FovealError, Unavailable
-from foveal.schemas import ANSWERS, ArchiveCard, ArchiveList, Item, ItemsAnswer, ModelCard, ModelList, Request
+from foveal.client_calls import TIMEOUT, A, Calls, as_json, form, item_path, job_request, picture, sent_to
+from foveal.schemas import ArchiveCard, ArchiveList, Item, ItemsAnswer, Job, JobList, ModelCard, ModelList, Request
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-A = TypeVar("A", bound=BaseModel)
-TIMEOUT = 60.0  # seconds
-KINDS: dict[type[Request[Any]], type[BaseModel]] = {**ANSWERS, ChatRequest: ChatAnswer}
-TRIES = 4  # of a request that found nobody, or too much going on
-WAIT = 0.5  # seconds before the second try, doubling, where the server names none
-LONGEST = 30.0  # seconds that the server's wish is waited for
-
-
-def picture(source: Image | Path | str | bytes) -> str:
-    """An image for a request: pixels (sent as PNG), the bytes of an image file, or the path to one."""
-    if isinstance(source, (str, Path)):
-        source = Path(source).read_bytes()
-    if not isinstance(source, bytes):
-        data = io.BytesIO()
-        source.save(data, "PNG")
-        source = data.getvalue()
-    return base64.b64encode(source).decode()
-
-
-class _Calls:
-    """What both clients share: where to go, what an answer means, whether to try again."""
-
-    def __init__(self, url: str, key: str | None) -> None:
-        self.url = url.rstrip("/")
-        self.headers = {"Authorization": f"Bearer {key}"} if key else {}
-
-    def wait(self, turn: int, answer: httpx.Response | httpx.TransportError) -> float | None:
-        """Seconds before another try; None when it is over."""
-        lost = isinstance(answer, httpx.TransportError)
-        if turn + 1 >= TRIES or not (lost or answer.status_code in (429, 502, 503, 504)):
-            return None
-        asked = "" if lost else answer.headers.get("retry-after", "")
-        seconds = float(asked) if asked.isdigit() else WAIT * 2**turn
-        return seconds if seconds <= LONGEST else None
-
-    def read(self, answer: httpx.Response | httpx.TransportError) -> httpx.Response:
-        """The answer, or the error that it is."""
-        if isinstance(answer, httpx.TransportError):
-            why = str(answer) or type(answer).__name__
-            raise Unavailable(f"{self.url} does not answer: {why}", remedy="Check that the server is up.")
-        if answer.status_code < 400:
-            return answer
-        try:
-            said: Mapping[str, Any] = answer.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            said = {"message": f"{self.url} answered {answer.status_code}: {answer.text[:200]}"}
-        kind: type[FovealError] = FovealError
-        if answer.status_code in (401, 403, 429, 502, 503, 504):
-            kind = Unavailable
-        elif answer.status_code == 409:
-            kind = FingerprintMismatch
-        elif answer.status_code < 500:
-            kind = BadInput
-        told = {name: said.get(name) for name in ("expected", "received", "remedy")}
-        raise kind(str(said.get("message", answer.status_code)), **told)
-
-    def parsed(self, answer: httpx.Response | httpx.TransportError, kind: type[A]) -> A:
-        try:
-            return kind.model_validate_json(self.read(answer).content)
-        except ValidationError as error:
-            raise Unavailable(
-                f"{self.url} does not answer as a Foveal server does", received=str(error)[:200]
-            ) from None
-
-
-def _sent(request: Request[A]) -> tuple[str, bytes, type[A]]:
-    """Where a request goes, its body, and the kind of its answer."""
-    kind = cast(type[A], KINDS[type(request)])
-    return request.path, request.model_dump_json(exclude_unset=True).encode(), kind
-
-
-def _item(id: str, archive: str | None, **asked: Any) -> tuple[str, dict[str, Any]]:
-    return f"/v1/items/{id}", {**asked, **({} if archive is None else {"archive": archive})}
+__all__ = ["AsyncClient", "Client", "picture"]
 
 
 class Client:
@@ -121,7 +41,7 @@ class Client:
     """
 
     def __init__(self, url: str = "http://127.0.0.1:8000", key: str | None = None, *, timeout: float = TIMEOUT) -> None:
-        self._calls = _Calls(url, key)
+        self._calls = Calls(url, key)
         self._http = httpx.Client(base_url=self._calls.url, timeout=timeout, headers=self._calls.headers)
 
     @property
@@ -131,7 +51,7 @@ class Client:
 
     def send(self, request: Request[A]) -> A:
         """What the server answers."""
-        path, body, kind = _sent(request)
+        path, body, kind = sent_to(request)
         return self._calls.parsed(self._call("POST", path, content=body), kind)
 
     def models(self) -> list[ModelCard]:
@@ -144,24 +64,46 @@ class Client:
 
     def item(self, id: str, archive: str | None = None) -> Item:
         """What is known of an image."""
-        path, asked = _item(id, archive)
+        path, asked = item_path(id, archive)
         return self._calls.parsed(self._call("GET", path, params=asked), Item)
 
     def image(self, id: str, size: int = 320, archive: str | None = None) -> bytes:
         """An image as JPEG, its longer side at most `size` pixels."""
-        path, asked = _item(id, archive, size=size)
+        path, asked = item_path(id, archive, size=size)
         return self._calls.read(self._call("GET", f"{path}/image", params=asked)).content
 
     def add(
         self, *images: Path | str, metadata: Mapping[str, str | int | float] | None = None, archive: str | None = None
     ) -> ItemsAnswer:
         """Adds image files to an archive, all with this metadata; they are kept once this returns."""
-        return self._calls.parsed(self._call("POST", "/v1/items", **_form(images, metadata, archive)), ItemsAnswer)
+        return self._calls.parsed(self._call("POST", "/v1/items", **form(images, metadata, archive)), ItemsAnswer)
 
     def delete(self, id: str, archive: str | None = None) -> None:
         """Takes an image out of an archive."""
-        path, asked = _item(id, archive)
+        path, asked = item_path(id, archive)
         self._calls.read(self._call("DELETE", path, params=asked))
+
+    def add_urls(
+        self,
+        urls: Sequence[str],
+        *,
+        metadata: Mapping[str, str | int | float] | None = None,
+        archive: str | None = None,
+    ) -> Job:
+        """Has the server fetch pictures into an archive, all with this metadata; `job` tells how far it is."""
+        return self.send(job_request(urls, metadata, archive))
+
+    def job(self, id: str) -> Job:
+        """How far a job is."""
+        return self._calls.parsed(self._call("GET", f"/v1/jobs/{id}"), Job)
+
+    def jobs(self) -> list[Job]:
+        """The newest jobs."""
+        return self._calls.parsed(self._call("GET", "/v1/jobs"), JobList).jobs
+
+    def cancel(self, id: str) -> Job:
+        """Ends a job; what it added stays."""
+        return self._calls.parsed(self._call("DELETE", f"/v1/jobs/{id}"), Job)
 
     def close(self) -> None:
         """Lets the connections go."""
@@ -177,7 +119,7 @@ class Client:
         turn = 0
         while True:
             try:
-                answer: httpx.Response | httpx.TransportError = self._http.request(method, path, **_json(sent))
+                answer: httpx.Response | httpx.TransportError = self._http.request(method, path, **as_json(sent))
             except httpx.TransportError as error:
                 answer = error
             if (seconds := self._calls.wait(turn, answer)) is None:
@@ -190,12 +132,12 @@ class AsyncClient:
     """`Client` for event loops; see there."""
 
     def __init__(self, url: str = "http://127.0.0.1:8000", key: str | None = None, *, timeout: float = TIMEOUT) -> None:
-        self._calls = _Calls(url, key)
+        self._calls = Calls(url, key)
         self._http = httpx.AsyncClient(base_url=self._calls.url, timeout=timeout, headers=self._calls.headers)
 
     async def send(self, request: Request[A]) -> A:
         """See `Client.send`."""
-        path, body, kind = _sent(request)
+        path, body, kind = sent_to(request)
         return self._calls.parsed(await self._call("POST", path, content=body), kind)
 
     async def models(self) -> list[ModelCard]:
@@ -208,25 +150,47 @@ class AsyncClient:
 
     async def item(self, id: str, archive: str | None = None) -> Item:
         """See `Client.item`."""
-        path, asked = _item(id, archive)
+        path, asked = item_path(id, archive)
         return self._calls.parsed(await self._call("GET", path, params=asked), Item)
 
     async def image(self, id: str, size: int = 320, archive: str | None = None) -> bytes:
         """See `Client.image`."""
-        path, asked = _item(id, archive, size=size)
+        path, asked = item_path(id, archive, size=size)
         return self._calls.read(await self._call("GET", f"{path}/image", params=asked)).content
 
     async def add(
         self, *images: Path | str, metadata: Mapping[str, str | int | float] | None = None, archive: str | None = None
     ) -> ItemsAnswer:
         """See `Client.add`."""
-        sent = _form(images, metadata, archive)
+        sent = form(images, metadata, archive)
         return self._calls.parsed(await self._call("POST", "/v1/items", **sent), ItemsAnswer)
 
     async def delete(self, id: str, archive: str | None = None) -> None:
         """See `Client.delete`."""
-        path, asked = _item(id, archive)
+        path, asked = item_path(id, archive)
         self._calls.read(await self._call("DELETE", path, params=asked))
+
+    async def add_urls(
+        self,
+        urls: Sequence[str],
+        *,
+        metadata: Mapping[str, str | int | float] | None = None,
+        archive: str | None = None,
+    ) -> Job:
+        """See `Client.add_urls`."""
+        return await self.send(job_request(urls, metadata, archive))
+
+    async def job(self, id: str) -> Job:
+        """See `Client.job`."""
+        return self._calls.parsed(await self._call("GET", f"/v1/jobs/{id}"), Job)
+
+    async def jobs(self) -> list[Job]:
+        """See `Client.jobs`."""
+        return self._calls.parsed(await self._call("GET", "/v1/jobs"), JobList).jobs
+
+    async def cancel(self, id: str) -> Job:
+        """See `Client.cancel`."""
+        return self._calls.parsed(await self._call("DELETE", f"/v1/jobs/{id}"), Job)
 
     async def close(self) -> None:
         """See `Client.close`."""
@@ -244,22 +208,10 @@ class AsyncClient:
         turn = 0
         while True:
             try:
-                answer: httpx.Response | httpx.TransportError = await self._http.request(method, path, **_json(sent))
+                answer: httpx.Response | httpx.TransportError = await self._http.request(method, path, **as_json(sent))
             except httpx.TransportError as error:
                 answer = error
             if (seconds := self._calls.wait(turn, answer)) is None:
                 return answer
             await asyncio.sleep(seconds)
             turn += 1
-
-
-def _form(
-    images: Sequence[Path | str], metadata: Mapping[str, str | int | float] | None, archive: str | None
-) -> dict[str, Any]:
-    files = [("image", (Path(image).name, Path(image).read_bytes())) for image in images]
-    said = {"metadata": json.dumps(dict(metadata or {}))} | ({} if archive is None else {"archive": archive})
-    return {"files": files, "data": said}
-
-
-def _json(sent: dict[str, Any]) -> dict[str, Any]:
-    return {**sent, "headers": {"Content-Type": "application/json"}} if "content" in sent else sent

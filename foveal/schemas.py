@@ -10,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 A = TypeVar("A", bound=BaseModel)
 Text = Annotated[str, StringConstraints(min_length=1, max_length=10_000)]
 Base64Image = Annotated[
-    str, Field(description="an image file in base64, alone or as a `data:image/...;base64,` URL", min_length=1)
+    str,
+    Field(
+        description="an image file in base64, alone or as a `data:image/...;base64,` URL; or its address, on a host "
+        "that the server may fetch from",
+        min_length=1,
+    ),
 ]
 
 Box = tuple[float, float, float, float]
@@ -371,6 +376,41 @@ class ItemsAnswer(BaseModel):
     notes: list[str] = Field(default=[], description="metadata that could not be used as given")
 
 
+class Job(BaseModel):
+    """Pictures on their way from the web into an archive."""
+
+    id: str
+    archive: str
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    total: int = Field(description="addresses that were given")
+    added: int
+    updated: int = Field(description="were there before, and have other metadata now")
+    unchanged: int
+    rejected: int
+    progress: float = Field(description="share of the addresses that are done with, 0 to 1")
+    reasons: list[RejectedItem] = Field(default=[], description="why the first of the rejected were")
+    error: str | None = Field(default=None, description="why it failed as a whole")
+    created: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+
+
+class JobList(BaseModel):
+    jobs: list[Job] = Field(description="the newest first")
+
+
+class JobRequest(_Strict, Request[Job]):
+    """Addresses of pictures to fetch into an archive; see `GET /v1/jobs/{id}` for what becomes of them."""
+
+    path = "/v1/jobs"
+
+    urls: list[Annotated[str, StringConstraints(min_length=1, max_length=2048)]] = Field(
+        min_length=1, max_length=10_000
+    )
+    metadata: dict[str, str | int | float] = Field(default={}, description="of all of them")
+    archive: str | None = None
+
+
 class ModelCard(BaseModel):
     """OpenAI's model entry with what Foveal knows besides."""
 
@@ -484,4 +524,5 @@ ANSWERS: dict[type[Request[Any]], type[BaseModel]] = {
     VerifyRequest: VerifyAnswer,
     AskRequest: AskAnswer,
     EmbeddingRequest: EmbeddingAnswer,
+    JobRequest: Job,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from foveal.models import VisionLanguageModel
 
 DEFAULT_KEYS = Path("runs/keys.sqlite")
+MERGED = Path("runs/vllm")  # models with adapters that vLLM cannot take
 KeysFile = Annotated[Path, typer.Option("--keys", metavar="FILE", help="File of keys.")]
 KeyName = Annotated[str, typer.Argument(help="Whose key it is.")]
 
@@ -35,13 +37,17 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="REF",
-            help="Model that answers questions, or http://HOST:PORT/v1 of a server with some (its key in "
-            "FOVEAL_VLM_KEY); repeatable.",
+            help="Model that answers questions; vllm:REF runs it in vLLM, installed for the Python that "
+            "FOVEAL_VLLM_PYTHON names; http://HOST:PORT/v1 asks a server with some (its key in FOVEAL_VLM_KEY). "
+            "Repeatable.",
         ),
     ] = None,
     vlm_family: Annotated[
         str | None, typer.Option(metavar="NAME", help="How the models of such a server write boxes, e.g. qwen2_5_vl.")
     ] = None,
+    vllm_options: Annotated[
+        str, typer.Option(metavar="WORDS", help="For vLLM's own command line, e.g. '--max-model-len 4096'.")
+    ] = "",
     prelabels: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Finished labelling job: label more as it did.")
     ] = None,
@@ -62,6 +68,10 @@ def serve(
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(metavar="HOST", help="Host that pictures may be fetched from; repeatable.")
+    ] = None,
+    jobs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep jobs that fetch pictures here; jobs.sqlite in the archive by default."),
     ] = None,
     keys: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask for keys; see `foveal keys add`.")] = None,
     audit: Annotated[
@@ -124,6 +134,7 @@ def serve(
     from serve.audit import Audit
     from serve.bars import Bars
     from serve.corrections import Corrections
+    from serve.jobs import Jobs
     from serve.keys import Keys
     from serve.label_studio import Pictures
     from serve.reviewing import STORE, ReviewJob
@@ -133,7 +144,7 @@ def serve(
 
     traces = context.with_resource(exporting(otlp)) if otlp else None
     opened = Archive.open(archive) if archive else None
-    encoder = load_encoder(opened.encoder) if opened else None
+    encoder = load_encoder(opened.encoder) if opened is not None else None
     remembered = None
     if memory is not None:
         stored = Stored.read(memory)
@@ -146,12 +157,13 @@ def serve(
         encoder=encoder,
         detector=detector_of(detector, registry, share, Bars.read(bar or ())) if detector else None,
         open_detector=load_open_detector(open_detector) if open_detector else None,
-        models=_vlms(vlm or (), vlm_family),
+        models=_vlms(vlm or (), vlm_family, shlex.split(vllm_options), context),
         labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
         pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
         memory=remembered,
         corrections=told,
         review=ReviewJob(review, gold, told) if review else None,
+        jobs=Jobs(jobs) if jobs else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
         blur=load_blur(blur, blur_prompts, blur_threshold, registry),
@@ -165,14 +177,26 @@ def serve(
     run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
 
 
-def _vlms(refs: Sequence[str], family: str | None) -> dict[str, VisionLanguageModel]:
-    """The first is `vlm`, further ones go by their reference."""
+def _vlms(
+    refs: Sequence[str], family: str | None, options: Sequence[str], context: typer.Context
+) -> dict[str, VisionLanguageModel]:
+    """The first is `vlm`, further ones go by their reference; processes of vLLM end with the command."""
     from foveal.models import load_vlm
+    from foveal.options import live_progress
+    from serve import vllm_models
     from serve.vlm_http import remote_vlms
 
+    there: dict[str, VisionLanguageModel] = {}
+    if own := [ref for ref in refs if ref.startswith(vllm_models.PREFIX)]:
+        servers, models = vllm_models.start(own, vllm_models.python_of(), MERGED, options, live_progress())
+        for server in servers:
+            context.call_on_close(server.stop)
+        there = dict(zip(own, models, strict=True))
     loaded: list[VisionLanguageModel] = []
     for ref in refs:
-        if ref.startswith(("http://", "https://")):
+        if ref in there:
+            loaded.append(there[ref])
+        elif ref.startswith(("http://", "https://")):
             loaded += remote_vlms(ref, key=os.environ.get("FOVEAL_VLM_KEY"), family=family)
         else:
             loaded.append(load_vlm(ref))

@@ -130,17 +130,23 @@ class TransformersVLM:
             AdapterMismatch: it does not fit whole.
         """
         from foveal import adapters
+
+        base = self.under(nf4=nf4, image_side=image_side)
+        self.model = adapters.apply(self.model, folder, self.base_fingerprint)
+        self.fingerprint = adapted_fingerprint(base, folder)
+
+    def under(self, *, nf4: bool = False, image_side: int | None = None) -> str:
+        """Puts a model without adapter under the conditions of one, see `merge`, and returns what it is then."""
         from foveal.quantised import through_nf4
 
-        base, model = self.base_fingerprint, self.model.float()
+        base, self.model = self.base_fingerprint, self.model.float()
         if nf4:
-            through_nf4(model, linear_layers(model, "language"))
+            through_nf4(self.model, linear_layers(self.model, "language"))
             base += "+nf4"
         if image_side is not None:
             self.see(image_side)
             base += f"+{image_side}px"
-        self.model = adapters.apply(model, folder, self.base_fingerprint)
-        self.fingerprint = adapted_fingerprint(base, folder)
+        return base
 
     def see(self, side: int) -> None:
         """Show the model about `side` x `side` pixels of each image from now on.
@@ -215,6 +221,17 @@ class TransformersVLM:
         said, stopped = cut(self.prompts.spoken(ids), asked.stops)
         count = ends[0] + 1 if ends else len(ids)
         return Reply(said, prompt, count, whole=stopped or bool(ends) or count < style.max_tokens)
+
+    def begins(self, images: Sequence[Image], questions: Sequence[str]) -> FloatArray:
+        """How likely each token of the vocabulary begins the answer to each (image, question) -> (B, V) float32."""
+        texts = [self.prompts.ask((), question) for question in questions]
+        inputs = self.placed(self.prompts.inputs(images, texts, side="left"))
+        with torch.no_grad():
+            said = self.model.generate(
+                **inputs, max_new_tokens=1, do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None,
+                return_dict_in_generate=True, output_logits=True,
+            )  # fmt: skip
+        return said.logits[0].float().softmax(-1).cpu().numpy()
 
     def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
         """Boxes (N, 4) of what `phrase` names, xyxy in the image's own pixels, by the family's own question for it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from foveal.errors import BadInput
-from retrieval.sources_item import MAX_BYTES, check_size
+from foveal.errors import BadImage, BadInput
+from retrieval.sources_item import MAX_BYTES
 
 if TYPE_CHECKING:
     import httpx
@@ -43,10 +44,18 @@ class Web:
     allow: Collection[str]
     public: Callable[[str], bool] = field(default=is_public)  # tests serve from 127.0.0.1
     headers: Mapping[str, str] = field(default_factory=dict[str, str])  # sent to every host, such as a key
+    most: int | None = None  # bytes of one answer; None: MAX_BYTES
+    seconds: float | None = None  # until an answer must be whole; None: as long as something comes every 30 s
 
     def __getstate__(self) -> dict[str, object]:
         # Another process makes connections of its own.
-        return {"allow": self.allow, "public": self.public, "headers": self.headers}
+        return {
+            "allow": self.allow,
+            "public": self.public,
+            "headers": self.headers,
+            "most": self.most,
+            "seconds": self.seconds,
+        }
 
     def check(self, url: str) -> httpx.URL:
         """The parsed URL.
@@ -74,12 +83,12 @@ class Web:
         """What lies at `url`.
 
         Raises:
-            BadInput: the host is not allowed or not public, the answer is a redirect, an error, or too large.
-            OSError: it does not answer.
+            BadInput: the host is not allowed or not public, the answer is a redirect, an error or too large.
+            OSError: it does not answer, or not in time.
         """
         import httpx
 
-        parsed = self.check(url)
+        parsed, began = self.check(url), time.monotonic()
         address = self._resolve(parsed)
         headers = {"Host": parsed.netloc.decode("ascii"), "Accept": "image/*,*/*;q=0.1", **self.headers}
         request = self._client.build_request(
@@ -88,7 +97,7 @@ class Web:
             headers=headers,
             extensions={"sni_hostname": parsed.raw_host.decode("ascii")},
         )
-        data = bytearray()
+        data, most = bytearray(), MAX_BYTES if self.most is None else self.most
         try:
             response = self._client.send(request, stream=True)
             try:
@@ -104,13 +113,14 @@ class Web:
                     )
                 for piece in response.iter_bytes():
                     data += piece
-                    if len(data) > MAX_BYTES:
-                        break
+                    if len(data) > most:
+                        raise BadImage(f"{url} is too large", expected=f"at most {most:,} bytes")
+                    if self.seconds is not None and time.monotonic() - began > self.seconds:
+                        raise OSError(f"{url} is not here within {self.seconds:g} s")
             finally:
                 response.close()
         except httpx.HTTPError as error:
             raise OSError(f"{url} cannot be fetched: {error or type(error).__name__}") from error
-        check_size(len(data), url)
         return bytes(data)
 
     def _resolve(self, url: httpx.URL) -> str:
@@ -133,4 +143,4 @@ class Web:
     def _client(self) -> httpx.Client:
         import httpx
 
-        return httpx.Client(timeout=SECONDS, follow_redirects=False, trust_env=False)
+        return httpx.Client(timeout=min(SECONDS, self.seconds or SECONDS), follow_redirects=False, trust_env=False)

@@ -9,6 +9,7 @@ import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import anyio.to_thread
@@ -25,6 +26,7 @@ from retrieval.archive import Archive
 from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
 from retrieval.retention import Rule
+from retrieval.sources_web import Web
 from serve import middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
@@ -33,6 +35,9 @@ from serve.chat_routes import chat_api
 from serve.corrections import Corrections
 from serve.cvat import nuclio
 from serve.engine import Engine, Limits, Model, kind_of
+from serve.job_routes import job_api
+from serve.job_runner import Runner
+from serve.jobs import Jobs
 from serve.judgement_routes import judgement_api
 from serve.keys import Keys
 from serve.knn_service import knn_service
@@ -46,6 +51,7 @@ from serve.routes import api
 from serve.tracing import Traces, telemetry
 
 log = logging.getLogger("foveal.serve")
+FETCH_SECONDS = 10.0  # until a picture that a request names by its address must be here
 COUNT_SECONDS = 5.0  # between writes of how often keys were used
 
 
@@ -63,6 +69,7 @@ def create_app(
     pictures: Pictures | None = None,
     corrections: Corrections | None = None,
     review: ReviewJob | None = None,
+    jobs: Jobs | None = None,
     keys: Keys | None = None,
     audit: Audit | None = None,
     blur: Blur | None = None,
@@ -82,6 +89,7 @@ def create_app(
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
         review: a labelling job whose doubtful boxes the page *Review* shows.
+        jobs: where it is kept which pictures are to be fetched into archives; None: beside the first archive.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         blur: what is done to each picture that is taken in; None: nothing.
@@ -121,12 +129,22 @@ def create_app(
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
 
+    pictures = pictures or Pictures()
+    engine.web = replace(
+        pictures.web or Web(()), most=limits.body_bytes, seconds=min(FETCH_SECONDS, limits.seconds / 2)
+    )
+    if jobs is None and archives:
+        jobs = Jobs(next(iter(archives.values())).path / "jobs.sqlite")
+    runner = None if jobs is None else Runner(engine, jobs, engine.web)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_warm, engine)
             if keys is not None:
                 tasks.start_soon(_count, keys)
+            if runner is not None:
+                tasks.start_soon(runner.run)
             if retain:
                 tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
@@ -157,7 +175,8 @@ def create_app(
     app.include_router(judgement_api(engine))
     app.include_router(chat_api(engine))
     app.include_router(api(engine))
-    pictures = pictures or Pictures()
+    if runner is not None:
+        app.include_router(job_api(engine, runner, engine.web))
     for router in (
         backend(engine, pictures, corrections),
         nuclio(engine),

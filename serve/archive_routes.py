@@ -19,7 +19,7 @@ from serve.engine import Engine, Item
 from serve.middleware import BadRequest
 from serve.strict_json import StrictRoute
 from serve.uploads import Upload
-from serve.wire import THUMBNAIL_SIDES, Thumbnails, unpack, uploads
+from serve.wire import THUMBNAIL_SIDES, Thumbnails, sent, uploads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -96,14 +96,14 @@ def archive_api(engine: Engine) -> APIRouter:
         "/items", tags=["items"], summary="Add pictures to an archive", status_code=201, openapi_extra=ADD_BODY
     )
     async def add(request: Request) -> schemas.ItemsAnswer:
-        archive, sent, metadata = await uploads(request)
+        archive, files, metadata = await uploads(request)
         taken: list[Upload] = []
         rejected: list[schemas.RejectedItem] = []
-        for name, data in sent:
+        for name, data in files:
             try:
                 taken.append(await engine.received(Upload(name, data, metadata)))
             except BadInput as error:
-                if len(sent) == 1:
+                if len(files) == 1:
                     raise
                 rejected.append(schemas.RejectedItem(name=name, reason=str(error)))
         name, kept, notes = await engine.add(taken, archive) if taken else (engine.archive(archive)[0], [], [])
@@ -150,7 +150,7 @@ async def _query(engine: Engine, asked: schemas.SearchRequest) -> SearchQuery:
         wanted.append(schemas.QueryPart(text=asked.text, weight=1 - share))
     query = SearchQuery(
         text=asked.text if asked.image_id is None else None,
-        image=None if asked.image is None else await engine.decode(unpack(asked.image)),
+        image=None if asked.image is None else await engine.decode(await sent(engine, asked.image)),
         negative=asked.negative,
         filter=asked.filter or None,
         k=asked.k,
@@ -172,7 +172,7 @@ async def _part(engine: Engine, part: schemas.QueryPart, archive: str | None) ->
     if part.image is not None and part.image_id is not None:
         raise BadRequest("a part of the query is one thing", expected="text, image or image_id")
     if part.image is not None:
-        image = await engine.decode(unpack(part.image))
+        image = await engine.decode(await sent(engine, part.image))
     elif part.image_id is not None:
         item = await engine.item(part.image_id, archive)
         if part.box is None:

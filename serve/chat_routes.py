@@ -29,7 +29,7 @@ from foveal.generation import Asking, Heard, Reply, Style, anything
 from serve.engine import Engine
 from serve.middleware import BadRequest, foveal_response
 from serve.vlm_http import RemoteVLM
-from serve.wire import unpack
+from serve.wire import sent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -195,7 +195,7 @@ async def _passed_on(engine: Engine, vlm: RemoteVLM, asked: ChatRequest) -> Any:
 async def _pictured(engine: Engine, url: str) -> Image:
     kind, _, rest = url.partition(":")
     if kind != "item":
-        return await engine.decode(unpack(url))
+        return await engine.decode(await sent(engine, url))
     archive, _, id = rest.rpartition("/")
     return await engine.picture(await engine.item(id, archive or None))
 

@@ -39,6 +39,7 @@ from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.retention import Retained, Rule, retain
 from retrieval.sources import local_path
+from retrieval.sources_web import Web
 from retrieval.uploaded import drop
 from serve.audit import note
 from serve.drift import Drift
@@ -149,6 +150,8 @@ class Engine:
         self.results = ResultCache(cache_bytes, metrics) if cache_bytes else None
         self.blur = blur  # what is done to each picture that is taken in
         self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
+        self.web = Web(())  # where pictures that requests name by address come from
+        self.fetching = anyio.CapacityLimiter(8)
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()

@@ -13,7 +13,7 @@ from foveal.detections import Detections
 from serve.engine import Engine
 from serve.middleware import BadRequest
 from serve.strict_json import StrictRoute
-from serve.wire import unpack
+from serve.wire import sent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,7 +97,7 @@ async def _one(engine: Engine, image: str | None, image_id: str | None, archive:
     if (image is None) == (image_id is None):
         raise BadRequest("there must be exactly one image", expected="`image` or `image_id`")
     if image is not None:
-        return await engine.decode(unpack(image))
+        return await engine.decode(await sent(engine, image))
     return await engine.picture(await engine.item(image_id or "", archive))
 
 

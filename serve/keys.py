@@ -35,7 +35,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     ),
     "ask": ("/v1/ask", "/v1/chat"),
     "embed": ("/v1/embeddings",),
-    "write": (),  # whatever changes something: see `verb_of`
+    "write": ("/v1/jobs",),  # and whatever else changes something: see `verb_of`
     "metrics": ("/metrics", "/v1/versions"),
     "pages": (),  # the demo, with all that it shows: everything that is no API
 }

@@ -161,7 +161,7 @@ def backend(engine: Engine, pictures: Pictures, corrections: Corrections | None 
     async def metrics() -> dict[str, Any]:
         return {}  # Label Studio's own kind; ours are at /metrics
 
-    @router.post("/webhook", summary="What people did, kept as corrections")
+    @router.post("/webhook", summary="What people did, kept as corrections", responses={201: {"description": "Kept."}})
     async def webhook(event: Event) -> JSONResponse:
         if corrections is None or event.action not in KEPT:
             return JSONResponse({"status": "Unknown event"})

@@ -13,11 +13,11 @@ from fastapi import APIRouter, Request
 from foveal import schemas
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from serve.engine import Engine, kind_of
+from serve.engine import Engine, Model, NotFound, kind_of
 from serve.middleware import BadRequest
 from serve.result_cache import Seen
 from serve.strict_json import StrictRoute
-from serve.wire import image_request, unpack
+from serve.wire import image_request, sent
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,7 @@ def api(engine: Engine) -> APIRouter:
 
     @router.post("/detect", tags=["detect"], summary="Find objects in an image", openapi_extra=DETECT_BODY)
     async def detect(request: Request) -> schemas.DetectAnswer:
-        asked, upload = await image_request(request, schemas.DetectRequest)
+        asked, upload = await image_request(engine, request, schemas.DetectRequest)
         if upload is not None:
             seen = await engine.detect_file(upload, model=asked.model, prompts=asked.prompts, threshold=asked.threshold)
         else:
@@ -81,7 +81,7 @@ def api(engine: Engine) -> APIRouter:
         openapi_extra=body(schemas.PrelabelRequest),
     )  # fmt: skip
     async def prelabel(request: Request) -> schemas.PrelabelAnswer:
-        asked, upload = await image_request(request, schemas.PrelabelRequest)
+        asked, upload = await image_request(engine, request, schemas.PrelabelRequest)
         image = await _pictured(engine, asked, upload)
         name, labelled = await engine.prelabel(image, model=asked.model)
         (_, labeller), found = engine.model("labeller", name), labelled.detections
@@ -97,8 +97,8 @@ def api(engine: Engine) -> APIRouter:
 
     @router.post("/embeddings", tags=["embeddings"], summary="OpenAI-compatible embeddings of texts and images")
     async def embeddings(asked: schemas.EmbeddingRequest) -> schemas.EmbeddingAnswer:
-        texts, encoded = _inputs(asked, engine.limits.texts)
-        images = [await engine.decode(data) for data in encoded]
+        texts, given = _inputs(asked, engine.limits.texts)
+        images = [await engine.decode(await sent(engine, one)) for one in given]
         name, vectors = await engine.embed(texts, images, model=asked.model)
         if asked.dimensions is not None and asked.dimensions != vectors.shape[1]:
             raise BadInput(
@@ -120,22 +120,28 @@ def api(engine: Engine) -> APIRouter:
 
     @router.get("/models", tags=["about"], summary="What is loaded")
     async def models() -> schemas.ModelList:
-        cards = [
-            schemas.ModelCard(
-                id=name,
-                created=started,
-                root=model.name,
-                parent=model.name.partition("+")[0] if "+" in model.name else None,
-                kind=kind_of(model),
-                fingerprint=model.fingerprint,
-                classes=list(getattr(model, "classes", ())) or None,
-                dimension=getattr(model, "dimension", None),
-            )
-            for name, model in engine.models.items()
-        ]
-        return schemas.ModelList(data=cards)
+        return schemas.ModelList(data=[_card(name, model, started) for name, model in engine.models.items()])
+
+    @router.get("/models/{name}", tags=["about"], summary="One of the loaded models")
+    async def model(name: str) -> schemas.ModelCard:
+        if name not in engine.models:
+            raise NotFound(f"no model {name[:80]!r}", expected=f"one of {', '.join(engine.models)}")
+        return _card(name, engine.models[name], started)
 
     return router
+
+
+def _card(name: str, model: Model, started: int) -> schemas.ModelCard:
+    return schemas.ModelCard(
+        id=name,
+        created=started,
+        root=model.name,
+        parent=model.name.partition("+")[0] if "+" in model.name else None,
+        kind=kind_of(model),
+        fingerprint=model.fingerprint,
+        classes=list(getattr(model, "classes", ())) or None,
+        dimension=getattr(model, "dimension", None),
+    )
 
 
 async def _pictured(engine: Engine, asked: schemas.ImageRequest, upload: bytes | None) -> Image:
@@ -162,8 +168,8 @@ def _prelabelled(found: Detections, row: int, value: float) -> schemas.Prelabell
     )
 
 
-def _inputs(asked: schemas.EmbeddingRequest, most: int) -> tuple[list[str], list[bytes]]:
-    """The texts and the images' bytes that a request wants embedded."""
+def _inputs(asked: schemas.EmbeddingRequest, most: int) -> tuple[list[str], list[str]]:
+    """The texts and the images, in base64 or by address, that a request wants embedded."""
     if (asked.input is None) == (asked.messages is None):
         raise BadRequest("there must be one kind of input", expected="`input` or `messages`")
     if asked.input is not None:
@@ -185,7 +191,7 @@ def _inputs(asked: schemas.EmbeddingRequest, most: int) -> tuple[list[str], list
             "the messages cannot be embedded", expected="one text or one image", received=f"{len(parts)} parts"
         )
     kind, value = parts[0][0], parts[0][1]
-    return ([value], []) if kind == "text" else ([], [unpack(value)])
+    return ([value], []) if kind == "text" else ([], [value])
 
 
 def _packed(vector: np.ndarray[tuple[int], np.dtype[np.float32]]) -> str:

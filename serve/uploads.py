@@ -78,9 +78,18 @@ def take(
     return kept, report.notes
 
 
+def id_of(store: Archive, data: bytes) -> str:
+    """The id that a picture has in an archive, once it was sent there; BadImage where it is none."""
+    return identity(str(_path(store.path / FOLDER, data)))
+
+
+def _path(folder: Path, data: bytes) -> Path:
+    digest = hashlib.sha256(data).hexdigest()
+    return (folder / digest[:2] / f"{digest}{SUFFIX[format_of(data)]}").absolute()
+
+
 def _written(folder: Path, upload: Upload) -> Path:
-    digest = hashlib.sha256(upload.data).hexdigest()
-    path = (folder / digest[:2] / f"{digest}{SUFFIX[format_of(upload.data)]}").absolute()
+    path = _path(folder, upload.data)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         with staged(path, folder=False) as part:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 SECONDS = 100.0  # for an answer
 AT_ONCE = 8  # questions sent together: a server that batches is faster that way
-QUALITY = 92  # of the JPEG that is sent
+EXACT = 1_000_000  # pixels up to which a picture is sent as it is; a larger one goes as JPEG
+QUALITY = 95
 
 
 class RemoteVLM:
@@ -101,9 +102,9 @@ class RemoteVLM:
 
     def data_url(self, image: Image) -> str:
         """The picture as it is sent."""
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=QUALITY)
-        return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        buffer, kind = io.BytesIO(), "png" if image.width * image.height <= EXACT else "jpeg"
+        image.save(buffer, kind, **({"compress_level": 1} if kind == "png" else {"quality": QUALITY}))
+        return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
     @property
     def _path(self) -> str:

@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
 
+from foveal.errors import BadInput
 from foveal.schemas import ImageRequest
 from retrieval.blur import mark
 from serve.engine import Engine, Item
@@ -37,7 +38,7 @@ def unpack(text: str) -> bytes:
     """The bytes of an image given in base64, alone or as a data URL.
 
     Raises:
-        BadRequest: a web address (this server fetches nothing), or not base64.
+        BadRequest: a web address (see `sent` for where those are fetched), or not base64.
     """
     head, comma, payload = text.partition(",")
     if comma and head.startswith("data:") and head.endswith(";base64"):
@@ -54,7 +55,26 @@ def unpack(text: str) -> bytes:
         raise BadRequest("the image is not base64", expected="an image file in base64", received=str(error)) from None
 
 
-async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, bytes | None]:
+async def sent(engine: Engine, image: str) -> bytes:
+    """The bytes of an image given in base64, or by its address on a host that the operator allowed.
+
+    Raises:
+        BadRequest: as `unpack`, or another host.
+        BadInput: nothing usable lies there.
+    """
+    if not (engine.web.allow and image[:8].lower().startswith(("http://", "https://"))):
+        return unpack(image)
+    try:
+        engine.web.check(image)
+    except BadInput as error:
+        raise BadRequest(error.message[:300], expected=error.expected, remedy=error.remedy) from None
+    try:
+        return await anyio.to_thread.run_sync(engine.web.read, image, limiter=engine.fetching, abandon_on_cancel=True)
+    except OSError as error:
+        raise BadInput(f"the image cannot be fetched: {error}") from error
+
+
+async def image_request(engine: Engine, request: Request, kind_of_request: type[R]) -> tuple[R, bytes | None]:
     """A request about one image from JSON or from a multipart form, with the uploaded or unpacked image bytes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     upload: bytes | None = None
@@ -79,7 +99,7 @@ async def image_request(request: Request, kind_of_request: type[R]) -> tuple[R, 
             received=kind[:60],
         )
     if asked.image is not None:
-        upload = unpack(asked.image)
+        upload = await sent(engine, asked.image)
     if (upload is None) == (asked.image_id is None):
         raise BadRequest("there must be exactly one image", expected="an upload, `image` or `image_id`")
     return asked, upload
@@ -101,9 +121,9 @@ async def uploads(request: Request) -> tuple[str | None, list[tuple[str, bytes]]
         raise BadRequest("pictures are sent as a form", expected="multipart/form-data", received=kind[:60])
     async with request.form(max_files=MAX_FILES, max_fields=8) as form:
         files = [one for one in form.getlist("image") if isinstance(one, UploadFile)]
-        sent = [((one.filename or "image")[:200], await one.read()) for one in files]
+        files_sent = [((one.filename or "image")[:200], await one.read()) for one in files]
         archive, said = form.get("archive"), form.get("metadata")
-    if not sent:
+    if not files_sent:
         raise BadRequest("there is no picture", expected="files in the field `image`")
     if isinstance(archive, UploadFile) or isinstance(said, UploadFile):
         raise BadRequest("a file was sent where a text is expected", expected="texts as `archive` and `metadata`")
@@ -113,7 +133,7 @@ async def uploads(request: Request) -> tuple[str | None, list[tuple[str, bytes]]
         raise BadRequest(
             "the metadata cannot be used", expected="a flat JSON object of texts and numbers", received=str(said)[:80]
         ) from error
-    return archive or None, sent, metadata
+    return archive or None, files_sent, metadata
 
 
 def _validated(data: Any, kind: type[M]) -> M:

@@ -76,7 +76,7 @@ class LabellingConfig:
     def adopt(self, regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Foveal's regions under this project's names; what it has no label or tag for is left out.
 
-        An outline becomes a box where the project takes boxes only.
+        An outline becomes a box where the project takes only boxes of its label, and a box an outline of four corners.
         """
         adopted: list[dict[str, Any]] = []
         kept: set[str] = set()
@@ -85,17 +85,14 @@ class LabellingConfig:
                 if region["id"] in kept and region["from_name"] in self.choices:
                     adopted.append({**region, "to_name": self._image})
                 continue
-            control = self.rectangles if region["type"] == "rectanglelabels" else self.polygons
-            made = region
-            if control is None and region["type"] == "polygonlabels":
-                control, made = self.rectangles, _boxed(region)
-            if control is None:
+            name = region["value"][region["type"]][0]
+            fitting = [each for each in (self.rectangles, self.polygons) if each is not None and name in each.labels]
+            if not fitting:
                 continue
-            label = control.labels.get(made["value"][control.kind][0])
-            if label is None:
-                continue
+            control = next((each for each in fitting if each.kind == region["type"]), fitting[0])
+            made = region if control.kind == region["type"] else _CHANGED[control.kind](region)
             kept.add(region["id"])
-            value = {**made["value"], control.kind: [label]}
+            value = {**made["value"], control.kind: [control.labels[name]]}
             adopted.append({**made, "from_name": control.name, "to_name": control.to_name, "value": value})
         return adopted
 
@@ -120,8 +117,14 @@ def _boxed(region: dict[str, Any]) -> dict[str, Any]:
     """A polygon's region as the rectangle around it."""
     xs, ys = zip(*region["value"]["points"], strict=True)
     value = {"x": min(xs), "y": min(ys), "width": max(xs) - min(xs), "height": max(ys) - min(ys), "rotation": 0}
-    return {
-        **region,
-        "type": "rectanglelabels",
-        "value": {**value, "rectanglelabels": region["value"]["polygonlabels"]},
-    }
+    return {**region, "type": "rectanglelabels", "value": value}
+
+
+def _cornered(region: dict[str, Any]) -> dict[str, Any]:
+    """An upright rectangle's region as the polygon of its corners."""
+    x, y, width, height = (region["value"][name] for name in ("x", "y", "width", "height"))
+    points = [[x, y], [x + width, y], [x + width, y + height], [x, y + height]]
+    return {**region, "type": "polygonlabels", "value": {"points": points, "closed": True}}
+
+
+_CHANGED = {"rectanglelabels": _boxed, "polygonlabels": _cornered}

@@ -21,8 +21,10 @@ from foveal import adapters, artifacts
 from foveal.dataset import Dataset, Sample
 from foveal.errors import AdapterMismatch, BadInput, IntegrityError
 from foveal.models import load_encoder
+from foveal.vlms import TransformersVLM, linear_layers
 from tests.foveal.test_open_detectors import tiny_grounding
 from tests.tiny import tiny_clip, tiny_hf, tiny_owl
+from tests.tiny_vlm import tiny_vlm
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,8 @@ def base_of(kind: str, folder: Path) -> str:
         return f"open_clip:{tiny_clip(folder)}"
     if kind == "owl":
         return f"hf:{tiny_owl(folder)}"
+    if kind in ("llava", "qwen3_vl", "florence2"):
+        return f"hf:{tiny_vlm(folder, kind)}"
     if kind == "grounding":
         return f"hf:{tiny_grounding(folder, mm=True)}"
     return f"hf:{tiny_hf(folder, kind)}"
@@ -55,7 +59,9 @@ def adapter_for(base: str, folder: Path, settings: Settings | None = None) -> Pa
     """An adapter with random updates of a noticeable size, sealed."""
     settings = settings or Settings(rank=2)
     loaded = load(base)
-    if hasattr(loaded, "propose"):
+    if isinstance(loaded, TransformersVLM):
+        names = linear_layers(loaded.model, "language")
+    elif hasattr(loaded, "propose"):
         names = detector_targets.choose(loaded.model, ["image"])
     else:
         names = targets.choose(loaded.model, ["image", "text"])
@@ -73,7 +79,10 @@ def adapter_for(base: str, folder: Path, settings: Settings | None = None) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("kind", ["open_clip", "clip", "siglip", "owl", "grounding"])
+KINDS = ["open_clip", "clip", "siglip", "owl", "grounding", "llava", "qwen3_vl", "florence2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_merged_folders_say_what_base_and_adapter_say(kind: str, data: Dataset, tmp_path: Path) -> None:
     base = base_of(kind, tmp_path / "base")
     adapter = adapter_for(base, tmp_path / "adapter")
@@ -88,6 +97,24 @@ def test_merged_folders_say_what_base_and_adapter_say(kind: str, data: Dataset, 
     assert manifest.parents == [base, str(adapter)]
     assert manifest.metrics["merge_difference"] == report.difference
     assert type(merged) is type(adapted)
+
+
+def test_a_vlm_that_learnt_on_4_bits_is_merged_into_what_those_stand_for(data: Dataset, tmp_path: Path) -> None:
+    base = base_of("llava", tmp_path / "base")
+    adapter = adapter_for(base, tmp_path / "adapter")
+    plain = load(f"{base}+{adapter}").fingerprint
+    manifest = artifacts.read(adapter)
+    artifacts.seal(
+        adapter, name="a", kind="adapter", config={**manifest.config, "conditions": {"nf4": True, "image_side": None}},
+    )  # fmt: skip
+    report = merge(f"{base}+{adapter}", tmp_path / "merged", data=data)
+    assert report.difference <= 1e-4
+    merged, adapted = load(f"hf:{tmp_path / 'merged'}"), load(f"{base}+{adapter}")
+    assert adapted.fingerprint != plain
+    texts = ["what is this"] * 3
+    images = [data[i].image() for i in range(3)]
+    assert np.abs(merged.begins(images, texts) - adapted.begins(images, texts)).max() <= 1e-4
+    assert artifacts.read(tmp_path / "merged").kind == "vlm"
 
 
 @pytest.mark.parametrize("method", ["rslora", "dora"])

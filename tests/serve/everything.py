@@ -21,6 +21,7 @@ from serve.app import create_app
 from serve.corrections import Corrections
 from serve.engine import Limits
 from serve.keys import Keys
+from serve.label_studio import Pictures
 from tests.serve.conftest import (
     COLOURS,
     ColourDetector,
@@ -38,7 +39,7 @@ LABELS = (
 LIMITS = Limits(body_bytes=400_000, pixels=1_000_000, texts=8, prompts=4, k=20)
 
 
-def everything(folder: Path, keys: Keys | None = None) -> FastAPI:
+def everything(folder: Path, keys: Keys | None = None, pictures: Pictures | None = None) -> FastAPI:
     """An archive `depot` of twelve pictures, and one model of each kind."""
     samples: list[Sample] = []
     (folder / "pictures").mkdir()
@@ -60,6 +61,7 @@ def everything(folder: Path, keys: Keys | None = None) -> FastAPI:
         corrections=Corrections(folder / "corrections.sqlite"),
         limits=LIMITS,
         keys=keys,
+        pictures=pictures,
     )
 
 
@@ -89,7 +91,7 @@ WAYS = (
     Way("/v1/detect", form={"prompts": "a red box"}),
     Way("/v1/detect", lambda image: {"image": image}),
     Way("/v1/prelabel"),
-    Way("/v1/prelabel", lambda image: {"image": f"data:image/png;base64,{image}"}),
+    Way("/v1/prelabel", lambda image: {"image": _inline(image)}),
     Way("/v1/classify", lambda image: {"image": image}),
     Way("/v1/verify", lambda image: {"image": image, "proposals": [{"box": [0, 0, 4, 4], "label": "red"}]}),
     Way("/v1/ask", lambda image: {"image": image, "question": "is it red"}),

@@ -110,7 +110,7 @@ def test_duplicates_are_left_out_when_asked(tmp_path: Path) -> None:
         ({"image": "http://localhost/a.png"}, 400),
         ({"embedding_input": [1.0]}, 422),
         ({"embedding_input": [0.0] * 5}, 422),
-        ({"embedding_input": [float("inf")] * 5}, 422),
+        ({"embedding_input": [float("inf")] * 5}, 400),
         ({"image_url": "http://127.0.0.1:1/x.png"}, 422),
         ({"image_url": "http://169.254.169.254/latest/meta-data"}, 422),
         ({"image_url": "file:///etc/passwd"}, 422),

@@ -221,6 +221,25 @@ def test_outlines_go_to_polygon_labels_and_become_boxes_where_there_are_none() -
     assert (said["from_name"], said["to_name"]) == ("state", "photo")
 
 
+def test_a_label_that_only_the_other_tool_has_is_drawn_with_that() -> None:
+    apart = PROJECT.replace('<Label value="blue"/>', "").replace(
+        "</View>", '<PolygonLabels name="outlines" toName="photo"><Label value="blue"/></PolygonLabels></View>'
+    )
+    box = {"x": 10, "y": 20, "width": 20, "height": 40, "rotation": 0}
+    outline = {"points": [[10, 20], [30, 20], [20, 60]], "closed": True}
+    regions = [
+        {"id": "a", "type": "rectanglelabels", "value": {**box, "rectanglelabels": ["blue"]}},
+        {"id": "b", "type": "polygonlabels", "value": {**outline, "polygonlabels": ["red"]}},
+        {"id": "c", "type": "rectanglelabels", "value": {**box, "rectanglelabels": ["green"]}},
+    ]
+    corners, around = LabellingConfig.parse(apart).adopt(regions)  # nothing is called green there
+    assert (corners["type"], corners["from_name"]) == ("polygonlabels", "outlines")
+    points = [[10, 20], [30, 20], [30, 60], [10, 60]]
+    assert corners["value"] == {"points": points, "closed": True, "polygonlabels": ["blue"]}
+    assert (around["type"], around["from_name"]) == ("rectanglelabels", "boxes")
+    assert around["value"] == {**box, "rectanglelabels": ["Tomato"]}
+
+
 def test_what_has_nothing_for_a_detector_is_refused() -> None:
     with pytest.raises(BadInput, match="not XML"):
         LabellingConfig.parse("no")

@@ -164,9 +164,11 @@ def together(client: TestClient, count: int) -> list[tuple[int, str | None]]:
 
 def test_detections_asked_for_together_are_made_together() -> None:
     slow = Slow()
-    with TestClient(create_app(detector=slow)) as client:
+    app = create_app(detector=slow)
+    with TestClient(app) as client:
         while client.get("/readyz").status_code != 200:  # batches are measured meanwhile
             time.sleep(0.02)
+        app.state.engine.lanes["detector"].most = 8  # whatever was measured beside other work
         slow.sizes.clear()
         assert together(client, 6) == [(200, None)] * 6
         text = client.get("/metrics").text

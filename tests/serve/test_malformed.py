@@ -22,14 +22,17 @@ from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.python import asgi
 
 from foveal.client import picture
+from retrieval.sources_web import Web
 from serve.keys import Keys
+from serve.label_studio import Pictures
 from tests.serve.everything import LABELS, everything, scene
 
 SHAPE = {"type", "message", "expected", "received", "remedy"}
 IMAGE = picture(scene())
 # What fields of these names are given, wherever they are.
 REAL: dict[str, tuple[Any, ...]] = {
-    "image": (IMAGE, f"data:image/png;base64,{IMAGE}"),
+    "image": (IMAGE, f"data:image/png;base64,{IMAGE}", "http://127.0.0.1:9/a.png"),
+    "urls": (["http://127.0.0.1:9/a.png"],),
     "archive": ("depot", None),
     "indice_name": ("depot", None),
     "model": ("detector", "encoder", "labeller", "memory", "vlm", None),
@@ -51,7 +54,8 @@ IDS = ("image_id", "id", "liked", "right", "wrong")
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    yield everything(tmp_path_factory.mktemp("malformed"))
+    # An allowed host, which then turns out to be a private one.
+    yield everything(tmp_path_factory.mktemp("malformed"), pictures=Pictures(web=Web(("127.0.0.1",))))
     asgi.shutdown_lifespans()
 
 
@@ -59,6 +63,8 @@ def planted(value: Any, chance: random.Random, ids: list[str], share: float) -> 
     """The value with a share of what it names replaced by what is there."""
     if isinstance(value, list):
         return [planted(one, chance, ids, share) for one in value]
+    if type(value).__name__ == "Binary":
+        return type(value)(scene()) if chance.random() < share else value
     if not isinstance(value, dict):
         return value
     changed = {key: planted(one, chance, ids, share) for key, one in value.items()}
@@ -100,7 +106,8 @@ def fuzz(app: FastAPI, examples: int, key: str | None = None) -> tuple[Counter[s
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     with asgi.get_client(app) as session:
         session.headers.update(headers)
-        ids = [hit["id"] for hit in _hits(session)] or ["00"]
+        ids = [hit["id"] for hit in _asked(session, "search", text="red", k=3).get("hits", [])]
+        ids += [_asked(session, "jobs", urls=["http://127.0.0.1:9/a.png"]).get("id", "00")]
         for operation in (
             found.ok() for found in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()
         ):
@@ -116,7 +123,7 @@ def fuzz(app: FastAPI, examples: int, key: str | None = None) -> tuple[Counter[s
                 share = chance.choice((0.0, 0.5, 1.0))
                 case.body = planted(case.body, chance, ids, share)
                 for field in ("path_parameters", "headers", "query"):
-                    if case.method == "DELETE":
+                    if case.operation.label == "DELETE /v1/items/{id}":
                         break
                     setattr(case, field, planted(dict(getattr(case, field) or {}), chance, ids, share))
                 answer = case.call(session=session)
@@ -130,8 +137,8 @@ def fuzz(app: FastAPI, examples: int, key: str | None = None) -> tuple[Counter[s
     return seen, list(wrong.values())
 
 
-def _hits(session: Any) -> list[dict[str, Any]]:
-    return session.post(f"http://{asgi.HOST}/v1/search", json={"text": "red", "k": 5}).json().get("hits", [])
+def _asked(session: Any, route: str, **body: Any) -> dict[str, Any]:
+    return session.post(f"http://{asgi.HOST}/v1/{route}", json=body).json()
 
 
 def operations(seen: Counter[str], statuses: str) -> set[str]:
@@ -143,14 +150,14 @@ def test_requests_from_the_document_are_answered_as_it_says(app: FastAPI) -> Non
     seen, wrong = fuzz(app, 25)
     assert not wrong, "\n\n".join(wrong)
     assert seen.total() > 400
-    for path in ("search", "items", "classify", "ask", "embeddings", "prelabel"):
-        assert f"POST /v1/{path}" in operations(seen, "2") & operations(seen, "4"), "it is answered in one way only"
+    both = operations(seen, "2") & operations(seen, "4")
+    assert len(both) >= 12, f"only these were answered in both ways: {both}"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_ten_thousand_requests_are_answered_as_the_document_says(app: FastAPI) -> None:
-    seen, wrong = fuzz(app, 800)
+    seen, wrong = fuzz(app, 650)
     assert not wrong, "\n\n".join(wrong)
     with_body = sum(count for name, count in seen.items() if name.startswith("POST"))
     assert with_body > 10_000
