@@ -79,11 +79,9 @@ def archive_add(
 
     if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir() or ray):
         raise BadInput("--watch follows one folder, without --ray", expected="one folder", received=", ".join(sources))
-    if blur is None and blur_prompts is not None:
-        raise BadInput("--blur-prompts says what --blur looks for", remedy="Add --blur REF.")
     if blur is not None and ray:
         raise BadInput("--blur works in this process", remedy="Leave --ray out.")
-    hidden = None if blur is None else load_blur(blur, blur_prompts, blur_threshold, registry)
+    hidden = load_blur(blur, blur_prompts, blur_threshold, registry)
     here = embed if hidden is None else partial(embed, blur=hidden)
     opened = find_archive(archive)
     if opened is not None:

@@ -166,7 +166,7 @@ def serve(
         jobs=Jobs(jobs) if jobs else None,
         keys=Keys(keys) if keys else None,
         audit=Audit(audit) if audit else None,
-        blur=load_blur(blur, blur_prompts, blur_threshold, registry) if blur else None,
+        blur=load_blur(blur, blur_prompts, blur_threshold, registry),
         retain=[Rule.parse(rule) for rule in retain or ()],
         cache_bytes=round(cache * 2**20),
         origins=cors_origin or (),

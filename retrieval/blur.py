@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -134,8 +135,10 @@ class Blur:
         return name in self._wanted
 
 
-def load_blur(ref: str, prompts: str | None = None, threshold: float = THRESHOLD, registry: Path | None = None) -> Blur:
-    """The blur that `--blur REF[:class,class]` means, tried once on an empty picture.
+def load_blur(
+    ref: str | None, prompts: str | None = None, threshold: float = THRESHOLD, registry: Path | None = None
+) -> Blur | None:
+    """The blur that `--blur REF[:class,class]` means, tried once on an empty picture; None without one.
 
     Args:
         prompts: what an open-vocabulary detector looks for, separated by commas.
@@ -146,6 +149,10 @@ def load_blur(ref: str, prompts: str | None = None, threshold: float = THRESHOLD
     """
     from PIL import Image as pillow
 
+    if ref is None:
+        if prompts is not None:
+            raise BadInput("--blur-prompts says what --blur looks for", remedy="Add --blur REF.")
+        return None
     if prompts is not None:
         texts = [text.strip() for text in prompts.split(",") if text.strip()]
         blur = Blur(load_open_detector(ref), prompts=texts, threshold=threshold)
@@ -162,6 +169,11 @@ def load_blur(ref: str, prompts: str | None = None, threshold: float = THRESHOLD
 def kept(metadata: Mapping[str, Value]) -> dict[str, Value]:
     """Those metadata that say how a picture was blurred."""
     return {key: metadata[key] for key in (PLACES, BY, WHAT, WHERE) if key in metadata}
+
+
+def mark(metadata: Mapping[str, Value]) -> str:
+    """Another text for another blur of the same file; empty where there is none."""
+    return f"{zlib.crc32(json.dumps(kept(metadata), sort_keys=True).encode()):08x}" if BY in metadata else ""
 
 
 def secret(metadata: Mapping[str, Value]) -> bool:

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from foveal import schemas
 from foveal.errors import BadInput
+from retrieval.blur import mark
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.results import Hit
 from serve.engine import Engine, Item
@@ -128,7 +129,7 @@ def archive_api(engine: Engine) -> APIRouter:
         archive: str | None = None,
     ) -> Response:
         found = await engine.item(id, archive)
-        tag = f'"{found.content_hash[:32] or found.id}-{size}"'
+        tag = f'"{found.content_hash[:32] or found.id}{mark(found.metadata)}-{size}"'
         headers = {"ETag": tag, "Cache-Control": "private, max-age=300"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)

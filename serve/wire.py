@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 
 from foveal.errors import BadInput
 from foveal.schemas import ImageRequest
+from retrieval.blur import mark
 from serve.engine import Engine, Item
 from serve.middleware import BadRequest
 from serve.strict_json import parse
@@ -152,7 +153,7 @@ class Thumbnails:
 
     async def of(self, item: Item, side: int) -> bytes:
         """The item as JPEG, its longer side at most `side` pixels; NotFound when its file is gone."""
-        key = (item.uri, item.content_hash, side)
+        key = (item.uri, item.content_hash + mark(item.metadata), side)
         if key in self._kept:
             self._kept.move_to_end(key)
             return self._kept[key]

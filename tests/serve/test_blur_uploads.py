@@ -176,6 +176,23 @@ def test_a_picture_of_a_folder_is_shown_blurred_or_not_at_all(store: Archive, tm
     assert red(decode(tmp_path / "a.png")) > 300
 
 
+def test_what_is_blurred_later_is_shown_unblurred_no_more(store: Archive, tmp_path: Path) -> None:
+    from functools import partial
+
+    from retrieval.ingest import embed
+
+    SCENE.save(tmp_path / "a.png")
+    store.add(tmp_path / "a.png", ColourEncoder())
+    with TestClient(serving(store, None)) as client:
+        id = found(client)[0]["id"]
+        before = client.get(f"/v1/items/{id}/image", params={"size": 64})
+        assert red(decode(before.content)) > 300
+        store.add(tmp_path / "a.png", ColourEncoder(), through=partial(embed, blur=Blur(ColourDetector())))
+        tag = {"If-None-Match": before.headers["etag"]}
+        after = client.get(f"/v1/items/{id}/image", params={"size": 64}, headers=tag)
+        assert (after.status_code, red(decode(after.content))) == (200, 0)
+
+
 def test_what_cannot_be_blurred_with_is_refused_at_the_start() -> None:
     with pytest.raises(UnknownName, match="purple"):
         Blur(ColourDetector(), classes=["purple"])
@@ -187,5 +204,7 @@ def test_what_cannot_be_blurred_with_is_refused_at_the_start() -> None:
         Blur(ColourDetector(), threshold=2)
     with pytest.raises(BadInput, match="--blur-prompts"):
         load_blur("bundled:owl")
+    with pytest.raises(BadInput, match="--blur REF"):
+        load_blur(None, "a face")
     with pytest.raises(NotBlurred):
         load_blur("bundled:owl", "a face,a face")
