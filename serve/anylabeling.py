@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from foveal import schemas
 from foveal.errors import BadInput
 from foveal.formats.attributes import as_text
+from serve.calls import kind_of
 from serve.drawing import FLOOR, Drawn, answering, drawing, drawn, find
-from serve.engine import Engine, kind_of
+from serve.engine import Engine
 from serve.strict_json import StrictRoute
 from serve.wire import unpack
 

@@ -31,10 +31,11 @@ from serve import middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
 from serve.audit import Audit
+from serve.calls import Model, kind_of
 from serve.chat_routes import chat_api
 from serve.corrections import Corrections
 from serve.cvat import nuclio
-from serve.engine import Engine, Limits, Model, kind_of
+from serve.engine import Engine
 from serve.job_routes import job_api
 from serve.job_runner import Runner
 from serve.jobs import Jobs
@@ -42,6 +43,7 @@ from serve.judgement_routes import judgement_api
 from serve.keys import Keys
 from serve.knn_service import knn_service
 from serve.label_studio import Pictures, backend
+from serve.limits import Limits
 from serve.login import login
 from serve.metrics import Metrics
 from serve.operations import operations

@@ -15,7 +15,8 @@ from foveal.errors import BadInput
 from retrieval.blur import mark
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.results import Hit
-from serve.engine import Engine, Item
+from serve.engine import Engine
+from serve.items import Item
 from serve.middleware import BadRequest
 from serve.strict_json import StrictRoute
 from serve.uploads import Upload

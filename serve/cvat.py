@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from foveal import schemas
 from foveal.formats.attributes import UNSET, as_text
 from foveal.masks import decode
+from serve.calls import kind_of
 from serve.drawing import CLOSED, Drawn, answering, drawing, drawn, find
-from serve.engine import Engine, kind_of
+from serve.engine import Engine
 from serve.strict_json import StrictRoute
 from serve.wire import unpack
 

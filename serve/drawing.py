@@ -10,7 +10,9 @@ import numpy as np
 
 from foveal import masks
 from foveal.detections import Attributes, Detections, FloatArray
-from serve.engine import Engine, Kind, NotFound, kind_of
+from serve.calls import Kind, kind_of
+from serve.engine import Engine
+from serve.limits import NotFound
 
 if TYPE_CHECKING:
     from PIL.Image import Image

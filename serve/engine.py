@@ -10,46 +10,44 @@ import asyncio
 import functools
 import gc
 import hashlib
-import json
 import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import anyio
 import anyio.to_thread
 import numpy as np
 
-from distill.labeller import Labelled, Labeller
+from distill.labeller import Labelled
 from foveal.detections import Detections, FloatArray
-from foveal.errors import BadImage, BadInput, FingerprintMismatch
+from foveal.errors import BadInput, FingerprintMismatch
 from foveal.generation import Asking, Converses, Reply, Style
-from foveal.images import decode
-from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
+from foveal.models import Encoder
 from retrieval.archive import Archive
-from retrieval.blur import Blur, open_file
-from retrieval.facts import THUMBNAIL_SIDE
+from retrieval.blur import Blur
 from retrieval.feedback import Feedback, Judgement
-from retrieval.grounding import AnswersMany, GroundedAnswer, answer
-from retrieval.memory import ExemplarMemory
+from retrieval.grounding import GroundedAnswer, answer
 from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.retention import Retained, Rule, retain
-from retrieval.sources import local_path
 from retrieval.sources_web import Web
 from retrieval.uploaded import drop
+from serve import calls
 from serve.audit import note
+from serve.calls import Box, Kind, Model, kind_of
 from serve.drift import Drift
+from serve.items import COLUMNS, Item, decoded, item_of, pixels, spread
 from serve.keys import caller
 from serve.lanes import Lane
+from serve.limits import Limits, NotFound
 from serve.result_cache import Key, ResultCache, Seen
 from serve.tracing import Traces
 from serve.uploads import Kept, Upload, take
-from serve.versions import Answerer, Rollout, found_by, warm
-from serve.vlm_http import AT_ONCE, RemoteVLM
+from serve.versions import Answerer, Rollout, warm
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,49 +56,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("foveal.serve")
 T = TypeVar("T")
-Box = tuple[float, float, float, float]  # xyxy pixels
-Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller | ExemplarMemory
-Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller", "memory"]
 OPTIONS = {"labeller": "prelabels"}  # what an option of `foveal serve` is called where it is not the kind
-COLUMNS = ("uri", "content_hash", "width", "height", "metadata")
 WHERE = re.compile(r"where (?:is|are) (?:(?:the|an?) )?(?P<phrase>[^?]+?) ?\??", re.IGNORECASE)
 ITEM_ID = re.compile(r"[0-9a-f]{1,64}")
-
-
-class NotFound(BadInput):
-    """A model, archive or item that is not here."""
-
-
-class TooLarge(BadInput):
-    """An image or request beyond the server's limits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may ask for."""
-
-    body_bytes: int = 32 * 2**20
-    pixels: int = 50_000_000  # of one image, checked in its header before a pixel is decoded
-    texts: int = 256  # inputs of one embedding request
-    prompts: int = 64  # of one open-vocabulary detection
-    question: int = 2000  # characters
-    tokens: int = 1024  # of one answer
-    k: int = 1000  # hits of one search
-    seconds: float = 30.0  # until a request must be answered, from its first byte
-    at_once: int = 256  # requests that are worked on; more are refused
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of an archive."""
-
-    id: str
-    uri: str
-    content_hash: str
-    width: int
-    height: int
-    metadata: Mapping[str, str | int | float]
-    archive: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +68,6 @@ class Answer:
     model: str
     text: str
     places: Detections | None = None
-
-
-def kind_of(model: Model) -> Kind:
-    """`encoder`, `detector` (fixed classes), `open-detector` (classes given as prompts), `vlm` (answers in words),
-    `labeller` (a labelling job's judgement of each box) or `memory` (labelled crops that vote)."""
-    if hasattr(model, "label"):
-        return "labeller"
-    if hasattr(model, "verify"):
-        return "memory"
-    if hasattr(model, "answer"):
-        return "vlm"
-    if hasattr(model, "encode_images"):
-        return "encoder"
-    return "detector" if hasattr(model, "classes") else "open-detector"
 
 
 class Engine:
@@ -232,12 +176,12 @@ class Engine:
         if not found:
             raise NotFound(f"archive {name!r} has no item {id!r}")
         note(name, [id])
-        return _item(name, id, found[id])
+        return item_of(name, id, found[id])
 
     async def sample(self, count: int, archive: str | None = None) -> list[Item]:
         """Up to `count` images spread evenly over the archive, the same ones as long as it does not change."""
         name, store = self.archive(archive)
-        return await anyio.to_thread.run_sync(_spread, name, store, count, limiter=self._searching)
+        return await anyio.to_thread.run_sync(spread, name, store, count, limiter=self._searching)
 
     async def looked_up(self, read: Callable[[Archive], T], archive: str | None = None) -> T:
         """What `read` makes of an archive, off the event loop."""
@@ -253,7 +197,7 @@ class Engine:
             TooLarge: more pixels than the limit, by its header.
             BadImage: not an image, or a damaged one.
         """
-        return await self._run("decode", self._decoding, _decode, data, self.limits.pixels)
+        return await self._run("decode", self._decoding, decoded, data, self.limits.pixels)
 
     async def picture(self, item: Item, min_side: int | None = None) -> Image:
         """The pixels of an archive's item.
@@ -267,7 +211,7 @@ class Engine:
             BadImage: it cannot be decoded.
         """
         _, store = self.archive(item.archive)
-        return await self._run("decode", self._decoding, _pixels, store, item, min_side, self.blur)
+        return await self._run("decode", self._decoding, pixels, store, item, min_side, self.blur)
 
     async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
         """(name of the archive, hits best first)."""
@@ -366,7 +310,7 @@ class Engine:
             self._embed_too(image)
         if name in self.rollouts:
             return await self.rollouts[name].ask(image, threshold)
-        call = functools.partial(_detected, detector, asked)
+        call = functools.partial(calls.detected, detector, asked)
         found = await self.lanes[name].run("detect", call, (image, threshold), key=asked)
         if prompts is None:
             self.drift.answered(name, detector, found, threshold)
@@ -428,8 +372,8 @@ class Engine:
     ) -> tuple[str, tuple[str, ...], FloatArray]:
         """(name of the memory, its classes, probabilities (N, C + 1) of each box, the last that it is none of them)."""
         name, memory = self.model("memory", model)
-        call = functools.partial(_classified, memory)
-        return name, memory.classes, await self.lanes[name].run("classify", call, (image, _inside(image, boxes)))
+        call = functools.partial(calls.classified, memory)
+        return name, memory.classes, await self.lanes[name].run("classify", call, (image, calls.inside(image, boxes)))
 
     async def verify(
         self, image: Image, boxes: Sequence[Box], labels: Sequence[str], *, model: str | None = None
@@ -438,8 +382,10 @@ class Engine:
         name, memory = self.model("memory", model)
         names = list(dict.fromkeys(labels))
         numbers = [names.index(label) for label in labels]
-        proposed = Detections.build(_inside(image, boxes), np.ones(len(labels)), numbers, names)
-        found, support = await self.lanes[name].run("verify", functools.partial(_verified, memory), (image, proposed))
+        proposed = Detections.build(calls.inside(image, boxes), np.ones(len(labels)), numbers, names)
+        found, support = await self.lanes[name].run(
+            "verify", functools.partial(calls.verified, memory), (image, proposed)
+        )
         return name, found, support
 
     async def ask_archive(
@@ -486,9 +432,11 @@ class Engine:
                 received=f"{len(words)}",
             )
         if (where := WHERE.fullmatch(words)) is None:
-            return Answer(name, await self.lanes[name].run("answer", functools.partial(_said, vlm), (image, words)))
+            return Answer(
+                name, await self.lanes[name].run("answer", functools.partial(calls.said, vlm), (image, words))
+            )
         phrase = where["phrase"]
-        boxes = await self.lanes[name].run("locate", functools.partial(_located, vlm), (image, phrase))
+        boxes = await self.lanes[name].run("locate", functools.partial(calls.located, vlm), (image, phrase))
         said = "nowhere" if not len(boxes) else "here" if len(boxes) == 1 else f"in {len(boxes)} places"
         return Answer(name, said, Detections.build(boxes, np.ones(len(boxes)), np.zeros(len(boxes)), [phrase]))
 
@@ -502,14 +450,14 @@ class Engine:
         name, vlm = self.model("vlm", model)
         if not isinstance(vlm, Converses):
             raise BadInput(f"{name} answers single questions only", remedy="Ask it with /v1/ask.")
-        return name, await self.lanes[name].run("chat", functools.partial(_replied, vlm, style), asked, key=style)
+        return name, await self.lanes[name].run("chat", functools.partial(calls.replied, vlm, style), asked, key=style)
 
     async def embed(
         self, texts: Sequence[str] = (), images: Sequence[Image] = (), *, model: str | None = None
     ) -> tuple[str, FloatArray]:
         """(name of the encoder, unit vectors (N, D) of the texts, then of the images)."""
         name, encoder = self.model("encoder", model)
-        call = functools.partial(_embedded, encoder)
+        call = functools.partial(calls.embedded, encoder)
         weight = max(1, len(texts) + len(images))
         vectors = await self.lanes[name].run("encode", call, (texts, images), weight=weight)
         self.drift.embedded(name, vectors[len(texts) :])
@@ -525,30 +473,11 @@ class Engine:
     async def warm_up(self) -> None:
         """Runs each model, so that the first request does not pay for lazy initialisation, and measures what batches
         are worth."""
-        from PIL import Image as pillow
-
-        grey = pillow.new("RGB", (640, 480), (127, 127, 127))
-        for name, model in self.models.items():
-            if name in self.rollouts:
-                production = self.rollouts[name].production
-                await warm(production.lane, production.model)
-                continue
-            kind, lane = kind_of(model), self.lanes[name]
-            if kind == "encoder":
-                await lane.measure(functools.partial(_embedded, cast(Encoder, model)), (["a photo"], [grey]))
-            elif kind == "labeller":
-                await lane.measure(cast(Labeller, model).label, grey)
-            elif kind == "memory":
-                whole = np.array([[0, 0, *grey.size]], dtype=np.float32)
-                await lane.measure(functools.partial(_classified, cast(ExemplarMemory, model)), (grey, whole))
-            elif isinstance(model, RemoteVLM):
-                lane.most = AT_ONCE  # it is warm where it runs, and its batches are made there
-            elif kind == "vlm":
-                await lane.measure(functools.partial(_said, cast(VisionLanguageModel, model)), (grey, "what is this"))
-            else:
-                prompts = ["a photo"] if kind == "open-detector" else None
-                await lane.measure(functools.partial(_detected, cast(Detector, model), prompts), (grey, 0.5))
+        for name, lane in self.lanes.items():
+            await calls.warm_up(lane, self.models[name])
             log.info("%s is warm, %d to a batch", name, lane.most)
+        for rollout in self.rollouts.values():
+            await warm(rollout.production.lane, rollout.production.model)
         # Millions of objects of the libraries stay for good: a full collection that walks them stops all for 0.3 s.
         gc.collect()
         gc.freeze()
@@ -580,74 +509,6 @@ class Engine:
             )
 
 
-def _embedded(encoder: Encoder, items: list[tuple[Sequence[str], Sequence[Image]]]) -> list[FloatArray]:
-    """For each item the vectors (N, D) of its texts, then of its images."""
-    texts = [text for words, _ in items for text in words]
-    images = [image for _, pictures in items for image in pictures]
-    none = np.zeros((0, encoder.dimension), dtype=np.float32)
-    said = iter(encoder.encode_texts(texts) if texts else none)
-    seen = iter(encoder.encode_images(images) if images else none)
-    rows = [[*(next(said) for _ in words), *(next(seen) for _ in pictures)] for words, pictures in items]
-    return [np.stack(mine) if mine else none for mine in rows]
-
-
-def _detected(
-    detector: Detector | OpenDetector, prompts: Sequence[str] | None, items: list[tuple[Image, float]]
-) -> list[Detections]:
-    """For each (image, threshold) what is found."""
-    if prompts is None:
-        return found_by(cast(Detector, detector), items)
-    images, least = [image for image, _ in items], min(threshold for _, threshold in items)
-    found = cast(OpenDetector, detector).detect(images, prompts, least)
-    return [one[one.scores >= threshold] for one, (_, threshold) in zip(found, items, strict=True)]
-
-
-def _said(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[str]:
-    """The answer to each (image, question)."""
-    if isinstance(vlm, AnswersMany):
-        return vlm.replies([(image, (), question) for image, question in items])
-    return [vlm.answer(image, question) for image, question in items]
-
-
-def _replied(vlm: Converses, style: Style, items: list[Asking]) -> list[Reply]:
-    return vlm.generate(items, style)
-
-
-def _classified(memory: ExemplarMemory, items: list[tuple[Image, FloatArray]]) -> list[FloatArray]:
-    return [memory.classify(image, boxes) for image, boxes in items]
-
-
-def _verified(memory: ExemplarMemory, items: list[tuple[Image, Detections]]) -> list[tuple[Detections, FloatArray]]:
-    return [memory.verify(image, proposed) for image, proposed in items]
-
-
-def _inside(image: Image, boxes: Sequence[Box]) -> FloatArray:
-    """The boxes (N, 4); BadInput unless each has an area within the image."""
-    found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    edges = np.clip(found, 0, [image.width, image.height] * 2)
-    if not np.isfinite(found).all() or (edges[:, 2:] - edges[:, :2] < 1).any():
-        raise BadInput(
-            "a box does not lie in its image", expected=f"x1, y1, x2, y2 within {image.width} x {image.height} pixels"
-        )
-    return edges.astype(np.float32)
-
-
-def _located(vlm: VisionLanguageModel, items: list[tuple[Image, str]]) -> list[FloatArray]:
-    return [vlm.locate(image, phrase) for image, phrase in items]
-
-
-def _decode(data: bytes, max_pixels: int) -> Image:
-    try:
-        return decode(data, max_pixels=max_pixels)
-    except BadImage as error:
-        if error.expected is None or "pixels" not in error.expected:
-            raise
-        raise TooLarge(
-            "the image has too many pixels", expected=error.expected, received=error.received,
-            remedy="Send a smaller image.",
-        ) from error  # fmt: skip
-
-
 def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     cleaned = [prompt.strip() for prompt in prompts]
     if not 1 <= len(cleaned) <= most or not all(0 < len(prompt) <= 200 for prompt in cleaned):
@@ -660,34 +521,3 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     if twice:
         raise BadInput(f"the prompt {twice[0]!r} is given twice", remedy="Give each prompt once.")
     return cleaned
-
-
-def _item(archive: str, id: str, row: Mapping[str, Any]) -> Item:
-    told: dict[str, Any] = {**row, "id": id, "metadata": json.loads(row["metadata"]), "archive": archive}
-    return Item(**told)
-
-
-def _spread(name: str, store: Archive, count: int) -> list[Item]:
-    table = store.snapshot().table
-    _, rows = table.keys(None)
-    every = max(1, len(rows) // max(count, 1))
-    records = table.take(rows[::every][:count], ("id", *COLUMNS)).to_pylist()
-    return [_item(name, record["id"], record) for record in records]
-
-
-def _pixels(store: Archive, item: Item, min_side: int | None, blur: Blur | None) -> Image:
-    path = local_path(item.uri)
-    if path is not None and path.is_file():
-        if open_file(path, item.metadata) is not None:
-            return decode(path, min_side=min_side)
-        if blur is not None and blur.made(item.metadata) and (min_side is None or min_side > THUMBNAIL_SIDE):
-            return blur(decode(path))[0]
-        if min_side is None:
-            raise NotFound(
-                f"the file of item {item.id} shows what was blurred when it was taken in",
-                remedy="Start the server with the same --blur.",
-            )
-    row = {} if min_side is None else store.items([item.id], ("thumbnail",)).get(item.id, {})
-    if (thumbnail := row.get("thumbnail")) is None:
-        raise NotFound(f"the file of item {item.id} is no longer where it was", remedy="Run `foveal archive check`.")
-    return decode(thumbnail)

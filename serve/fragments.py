@@ -9,7 +9,7 @@ from urllib.parse import quote
 from evals import look
 from foveal.detections import Detections
 from foveal.errors import FovealError
-from serve.engine import Item
+from serve.items import Item
 
 TEMPLATE = {ord("{"): "&#123;", ord("}"): "&#125;", ord("$"): "&#36;"}
 CANVAS = "fv-canvas"

@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from foveal import schemas
 from foveal.errors import BadInput
 from retrieval.sources_web import Web
-from serve.engine import Engine, NotFound
+from serve.engine import Engine
 from serve.job_runner import Runner
 from serve.jobs import Told
 from serve.keys import caller
+from serve.limits import NotFound
 from serve.strict_json import StrictRoute
 
 

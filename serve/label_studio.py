@@ -30,9 +30,11 @@ from foveal.formats.attributes import controls
 from foveal.formats.label_studio_config import LabellingConfig
 from foveal.formats.regions import NO_CONTROLS, Controls, regions
 from retrieval.sources_web import Web
+from serve.calls import kind_of
 from serve.corrections import KEPT, Corrections, Event
 from serve.drawing import answering, find
-from serve.engine import Engine, NotFound, kind_of
+from serve.engine import Engine
+from serve.limits import NotFound
 from serve.strict_json import StrictRoute
 from serve.wire import unpack
 

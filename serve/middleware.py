@@ -29,9 +29,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from foveal.errors import BadInput, ConfigError, FingerprintMismatch, FovealError, Unavailable
 from serve import logs
 from serve.audit import Audit, NotAudited, showing
-from serve.engine import Limits, NotFound, TooLarge
 from serve.keys import VERBS, Key, Keys, Refused, TooOften, caller, verb_of, within
 from serve.lanes import Overloaded
+from serve.limits import Limits, NotFound, TooLarge
 from serve.metrics import Metrics
 from serve.tracing import current
 

@@ -13,7 +13,9 @@ from fastapi import APIRouter, Request
 from foveal import schemas
 from foveal.detections import Detections
 from foveal.errors import BadInput
-from serve.engine import Engine, Model, NotFound, kind_of
+from serve.calls import Model, kind_of
+from serve.engine import Engine
+from serve.limits import NotFound
 from serve.middleware import BadRequest
 from serve.result_cache import Seen
 from serve.strict_json import StrictRoute

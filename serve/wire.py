@@ -17,7 +17,8 @@ from starlette.datastructures import UploadFile
 from foveal.errors import BadInput
 from foveal.schemas import ImageRequest
 from retrieval.blur import mark
-from serve.engine import Engine, Item
+from serve.engine import Engine
+from serve.items import Item
 from serve.middleware import BadRequest
 from serve.strict_json import parse
 

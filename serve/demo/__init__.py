@@ -14,9 +14,10 @@ from fastapi import FastAPI
 
 from serve import fragments as show
 from serve import look
+from serve.calls import kind_of
 from serve.demo import ask, curate, detect, review, search
 from serve.demo.shared import facts, html
-from serve.engine import Engine, kind_of
+from serve.engine import Engine
 from serve.reviewing import ReviewJob
 
 Draw = Callable[[gr.Blocks], None]  # puts a page into what is being built

@@ -16,7 +16,8 @@ from retrieval.grounding import GroundedAnswer
 from serve import fragments as show
 from serve.demo.scripts import PICK, TO_RESULT
 from serve.demo.shared import EXAMPLES, NO_PICTURE, QUIET, SKIP, busy, counted, html, picture_field, pixels, told, took
-from serve.engine import Engine, Item
+from serve.engine import Engine
+from serve.items import Item
 
 if TYPE_CHECKING:
     from PIL.Image import Image

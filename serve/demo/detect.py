@@ -14,6 +14,7 @@ from evals.look import data_uri
 from foveal.detections import Detections
 from foveal.errors import FovealError
 from serve import fragments as show
+from serve.calls import kind_of
 from serve.demo.scripts import PICK, TO_RESULT
 from serve.demo.shared import (
     EXAMPLES,
@@ -28,7 +29,8 @@ from serve.demo.shared import (
     told,
     took,
 )  # fmt: skip
-from serve.engine import Engine, Item, kind_of
+from serve.engine import Engine
+from serve.items import Item
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,8 @@ import gradio as gr
 from gradio.data_classes import ImageData
 
 from serve.audit import Audit
-from serve.engine import Engine, Item
+from serve.engine import Engine
+from serve.items import Item
 from serve.keys import Key
 
 if TYPE_CHECKING:

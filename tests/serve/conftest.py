@@ -19,7 +19,7 @@ from foveal.detections import Detections, FloatArray, Provenance
 from foveal.masks import encode
 from retrieval.archive import Archive
 from serve.app import create_app
-from serve.engine import Limits
+from serve.limits import Limits
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 210), "yellow": (230, 210, 40)}
 FLOOR = (128, 128, 128)

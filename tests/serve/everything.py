@@ -19,9 +19,9 @@ from retrieval.archive import Archive
 from retrieval.memory import ExemplarMemory
 from serve.app import create_app
 from serve.corrections import Corrections
-from serve.engine import Limits
 from serve.keys import Keys
 from serve.label_studio import Pictures
+from serve.limits import Limits
 from tests.serve.conftest import (
     COLOURS,
     ColourDetector,

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 
 from foveal.errors import BadInput
 from serve.app import create_app
-from serve.engine import Answer, NotFound
+from serve.engine import Answer
+from serve.limits import NotFound
 from tests.serve.conftest import ColourEncoder, ColourTalker, draw
 
 SCENE = draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)))

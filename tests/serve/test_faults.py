@@ -21,7 +21,7 @@ from retrieval.archive import Archive
 from serve import server
 from serve.app import create_app
 from serve.audit import Audit
-from serve.engine import Limits
+from serve.limits import Limits
 from serve.server import running
 from tests.command import foveal
 from tests.serve.conftest import ColourDetector, ColourEncoder

@@ -14,8 +14,8 @@ from retrieval.archive import Archive
 from retrieval.sources_web import Web
 from serve import app as application
 from serve.app import create_app
-from serve.engine import Limits
 from serve.label_studio import Pictures
+from serve.limits import Limits
 from tests.serve.conftest import ColourDetector, ColourEncoder
 from tests.serve.everything import WAYS, Way, everything
 from tests.serve.shelves import Shelf, shelf, web

@@ -22,10 +22,10 @@ from foveal.schemas import Job
 from retrieval.archive import Archive
 from serve import job_runner
 from serve.app import create_app
-from serve.engine import Limits
 from serve.jobs import Jobs
 from serve.keys import Keys
 from serve.label_studio import Pictures
+from serve.limits import Limits
 from serve.server import running
 from tests.serve.conftest import ColourDetector, ColourEncoder
 from tests.serve.processes import png

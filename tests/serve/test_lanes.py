@@ -13,8 +13,8 @@ from PIL import Image
 
 from foveal.detections import Detections
 from serve.app import create_app
-from serve.engine import Limits
 from serve.lanes import Lane, Overloaded
+from serve.limits import Limits
 from serve.metrics import Metrics
 from tests.serve.conftest import ColourDetector, draw
 from tests.serve.test_app import b64, error

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from foveal.client import AsyncClient, Client
 from retrieval.archive import Archive
 from serve.app import create_app
-from serve.engine import Limits
+from serve.limits import Limits
 from serve.server import running
 from tests.serve.conftest import ColourEncoder, draw
 from tests.serve.test_app import error, png
