@@ -44,7 +44,6 @@ class RemoteVLM:
         # What that server loaded cannot be seen from here: its own word for it stands in.
         self.fingerprint = hashlib.sha256(f"{self.url} {model} {root}".encode()).hexdigest()
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx.Client(headers=self._headers, timeout=SECONDS)
 
     def answer(self, image: Image, question: str, max_tokens: int = 64) -> str:
         """As `VisionLanguageModel.answer`; raises Unavailable where that server does not answer."""
@@ -52,8 +51,9 @@ class RemoteVLM:
 
     def replies(self, asked: Sequence[tuple[Image, Sequence[tuple[str, str]], str]], max_tokens: int = 64) -> list[str]:
         """The answer to each (image, earlier turns, question), sent side by side."""
-        with ThreadPoolExecutor(min(AT_ONCE, max(1, len(asked)))) as pool:
-            return list(pool.map(lambda one: self._said(one[0], one[1], one[2], max_tokens), asked))
+        threads = min(AT_ONCE, max(1, len(asked)))
+        with httpx.Client(headers=self._headers, timeout=SECONDS) as client, ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda one: self._said(client, *one, max_tokens=max_tokens), asked))
 
     def locate(self, image: Image, phrase: str, max_tokens: int = 128) -> FloatArray:
         """As `VisionLanguageModel.locate`; BadInput where nobody said how this model writes boxes."""
@@ -110,7 +110,9 @@ class RemoteVLM:
     def _path(self) -> str:
         return f"{self.url}/chat/completions"
 
-    def _said(self, image: Image, history: Sequence[tuple[str, str]], question: str, max_tokens: int) -> str:
+    def _said(
+        self, client: httpx.Client, image: Image, history: Sequence[tuple[str, str]], question: str, *, max_tokens: int
+    ) -> str:
         picture = {"type": "image_url", "image_url": {"url": self.data_url(image)}}
         messages: list[dict[str, Any]] = []
         for asked, said in (*history, (question, None)):
@@ -120,7 +122,7 @@ class RemoteVLM:
                 messages.append({"role": "assistant", "content": said})
         body = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": 0}
         try:
-            answer = self._checked(self._client.post(self._path, json=body))
+            answer = self._checked(client.post(self._path, json=body))
         except httpx.HTTPError as error:
             raise self._away(error) from error
         return str(answer["choices"][0]["message"]["content"]).strip()

@@ -264,6 +264,6 @@ def test_a_running_server_is_a_teacher(server: str, gold: Dataset) -> None:
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foveal.client.WAIT", 0.0)
+    monkeypatch.setattr("foveal.client_calls.WAIT", 0.0)
     with pytest.raises(Unavailable, match="does not answer"):
         RemoteDetector("http://127.0.0.1:9")
