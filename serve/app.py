@@ -99,7 +99,7 @@ def create_app(
         cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
-        demo: also mount the pages *Search*, *Detect*, *Ask*, *Review* and *Curate* at `/`, those of them that can work.
+        demo: also mount the pages *Search*, *Detect*, *Ask*, *Review*, *Curate* and *Models*, those that can work.
 
     Raises:
         BadInput: a name is taken twice, or there is nothing to serve.

@@ -187,7 +187,11 @@ class Lane:
         stage = jobs[0].key[0] if isinstance(jobs[0].key, tuple) else ""
         waits = [job.wait for job in jobs]
         with self._metrics.stage.labels(stage).time(), self._traces.batch(self.name, stage, waits):
-            return await self._on_thread(jobs[0].call, [job.item for job in jobs])
+            began = time.perf_counter()
+            try:
+                return await self._on_thread(jobs[0].call, [job.item for job in jobs])
+            finally:
+                self._metrics.model_seconds.labels(self.name).inc(time.perf_counter() - began)
 
     async def _on_thread(self, call: Callable[[list[Any]], Sequence[Any]], items: list[Any]) -> Sequence[Any]:
         if self._pool is None:

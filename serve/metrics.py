@@ -30,6 +30,9 @@ class Metrics:
         self.batch = Histogram(
             "foveal_batch_size", "Requests that a model answered together.", ["model"], buckets=SIZES, registry=registry
         )
+        self.model_seconds = Counter(
+            "foveal_model_seconds", "Time that a model worked, by whatever it worked on.", ["model"], registry=registry
+        )
         self.queued = Histogram(
             "foveal_queue_seconds", "Time that a request waited for its model.", ["model"], buckets=SECONDS,
             registry=registry,

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from serve import fragments as show
 from serve import look
 from serve.calls import kind_of
-from serve.demo import ask, curate, detect, review, search
+from serve.demo import ask, curate, detect, models, review, search
 from serve.demo.shared import facts, html
 from serve.engine import Engine
 from serve.reviewing import ReviewJob
@@ -51,7 +51,7 @@ def build(engine: Engine, job: ReviewJob | None = None) -> gr.Blocks:
             html(show.header(title, paths, facts(engine)))
             draw(blocks)
         if not pages:
-            html(show.note("This server only embeds; see /openapi.json for its API."))
+            html(show.note("This server has nothing to show yet; see /openapi.json for its API."))
     for path, title in list(paths.items())[1:]:
         with blocks.route(title, path):
             html(show.header(title, paths, facts(engine)))
@@ -73,4 +73,6 @@ def _pages(engine: Engine, job: ReviewJob | None) -> dict[str, Draw]:
         found["Review"] = lambda page: review.draw(job, page)
     if engine.archives:
         found["Curate"] = lambda page: curate.draw(engine, page)
+    if engine.models:
+        found["Models"] = lambda page: models.draw(engine, page)
     return found

@@ -25,6 +25,20 @@ MARK = """element.addEventListener('click', event => {
   trigger('pick', {do: button.dataset.do || 'like', id: button.dataset.id || ''});
 });"""
 UP = "element.addEventListener('click', () => scrollTo({top: 0, behavior: 'smooth'}));"
+# Copies the command beside a button; and a page that nobody looks at asks for no news.
+MODELS = """element.addEventListener('click', async event => {
+  const button = event.target.closest('[data-copy]');
+  if (!button) return;
+  const code = button.parentElement.querySelector('code');
+  try { await navigator.clipboard.writeText(code.textContent); }
+  catch {  // browsers keep the clipboard to https and this machine
+    getSelection().selectAllChildren(code);
+    document.execCommand('copy');
+  }
+  button.textContent = 'Copied';
+  setTimeout(() => { button.textContent = 'Copy'; }, 1500);
+});
+document.addEventListener('visibilitychange', () => trigger('pick', {do: document.hidden ? 'away' : 'back'}));"""
 # Dragging over the picture, by mouse or finger, draws the region to search with.
 REGION = (
     PICK

@@ -75,6 +75,12 @@ def may_write(request: gr.Request) -> bool:
     return key is None or "write" in key.verbs
 
 
+def may_see_figures(request: gr.Request) -> bool:
+    """Whether the visitor's key may see what `/metrics` and `/v1/versions` tell; without keys everyone may."""
+    key = cast("Key | None", _scope(request).get("foveal.key"))
+    return key is None or "metrics" in key.verbs
+
+
 async def note_change(request: gr.Request, what: str, archive: str, ids: Collection[str]) -> None:
     """Writes what a visitor changed where the server keeps an audit; `what` is the page and the click."""
     key, audit = (cast(Any, _scope(request).get(name)) for name in ("foveal.key", "foveal.audit"))
