@@ -51,9 +51,9 @@ def cost(spent: Cost) -> str:
         return '<p class="fv-quiet">Nothing was asked of it since the server started.</p>'
     pairs = (
         (f"{spent.requests:,.0f}", "requests since the start"),
-        (f"{spent.together:.1f}", "of them in a batch, on average"),
-        (_seconds(spent.each), "of the model's time for one"),
-        (_seconds(1000 * spent.each), "of the model's time for 1,000"),
+        (f"{spent.together:.1f}", "in a batch, on average"),
+        (_seconds(spent.each), "of model time for one"),
+        (_seconds(1000 * spent.each), "of model time for 1,000"),
     )
     figures = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for value, name in pairs)
     return f'<dl class="fv-figures">{figures}</dl>'
@@ -61,7 +61,7 @@ def cost(spent: Cost) -> str:
 
 def versions(now: RolloutCard, drifts: Mapping[str, Drifted]) -> str:
     """The versions of a followed model, those that were taken back, and what is held against a new one."""
-    heads = ("version", "role", "gate", "requests", "errors", "p50 / p95 ms", "disagreement", "drift")
+    heads = ("version", "role", "gate", "requests", "recent errors", "p50 / p95 ms", "disagreement", "drift")
     rows = "".join(_version(now, one, drifts.get(f"{now.name}@{one.version}")) for one in now.versions)
     out = "".join(
         f'<p class="fv-out"><b>Version {number} is out:</b> {text(reason)}.</p>'
@@ -107,7 +107,7 @@ def drift(drifted: Drifted) -> str:
 
 def _drift(drifted: Drifted) -> str:
     if not drifted.signals:
-        return f"<small>not told yet: recent pictures {drifted.pictures:,}</small>"
+        return f"<small>not told yet ({drifted.pictures:,} recent)</small>"
     return "".join(
         f'<div class="fv-psi{" fv-shift" if value >= SHIFT else ""}"><span>{text(name)}</span>'
         f'<i style="--share:{min(1.0, max(0.0, value) / SCALE):.0%}"></i>'
@@ -168,7 +168,7 @@ def commands(made: Sequence[Command]) -> str:
 def legend() -> str:
     """What the figures mean."""
     said = (
-        "A model's time is what it spent computing: waiting, reading pictures and answers from the cache are not in "
+        "Model time is what a model spent computing: waiting, reading pictures and answers from the cache are not in "
         "it, comparisons of versions are, and count as requests. 12 s for 1,000 requests means that one such model, "
         "kept busy, answers about 83 requests a second on this machine, each in a batch as large as the mean.",
         "Drift compares recent pictures with those that a model was measured on, by the population stability index. "
