@@ -27,7 +27,7 @@ from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
 from retrieval.retention import Rule
 from retrieval.sources_web import Web
-from serve import middleware
+from serve import generations, middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
 from serve.audit import Audit
@@ -151,6 +151,8 @@ def create_app(
                 tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
+            if archives:
+                tasks.start_soon(generations.follow, engine)
             yield
             tasks.cancel_scope.cancel()
         if keys is not None:

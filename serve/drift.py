@@ -74,6 +74,10 @@ class Drift:
         self._watched: dict[str, _Answers | _Pictures] = {name: _Pictures(one) for name, one in archives.items()}
         self._seen = 0
 
+    def watch(self, name: str, archive: Archive) -> None:
+        """From now on the pictures that an encoder sees are held beside this archive."""
+        self._watched[name] = _Pictures(archive)
+
     def answered(self, name: str, model: Detector, found: Detections, threshold: float) -> None:
         """Notes what a detector found, unless lower scores were left out than can be compared."""
         if threshold > FLOOR:

@@ -24,7 +24,7 @@ import numpy as np
 
 from distill.labeller import Labelled
 from foveal.detections import Detections, FloatArray
-from foveal.errors import BadInput, FingerprintMismatch
+from foveal.errors import BadInput, FingerprintMismatch, Unavailable
 from foveal.generation import Asking, Converses, Reply, Style
 from foveal.models import Encoder
 from retrieval.archive import Archive
@@ -93,29 +93,32 @@ class Engine:
     ) -> None:
         self.results = ResultCache(cache_bytes, metrics) if cache_bytes else None
         self.blur = blur  # what is done to each picture that is taken in
-        self.models, self.archives, self.limits, self.metrics = dict(models), dict(archives), limits, metrics
+        self.models, self.limits, self.metrics = dict(models), limits, metrics
+        # Each stays with its generation until the next one's encoder is here, see `serve.generations`.
+        self.archives = {name: store.at(store.settings) for name, store in archives.items()}
         self.web = Web(())  # where pictures that requests name by address come from
         self.fetching = anyio.CapacityLimiter(8)
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()
-        self._encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
-        usual = {key: self.archives[name] for name, key in reversed(self._encoder_of.items())}
+        self.encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
+        usual = {key: self.archives[name] for name, key in reversed(self.encoder_of.items())}
         self.drift = Drift(usual, metrics)
-        self._background: set[asyncio.Task[Any]] = set()
+        self.background: set[asyncio.Task[Any]] = set()
         self.lanes: dict[str, Lane] = {}
         self.rollouts: dict[str, Rollout] = {}
         for name, model in self.models.items():
             if isinstance(model, Rollout):
-                model.attach(name, self._lane, metrics, self.drift)
+                model.attach(name, self.lane, metrics, self.drift)
                 self.rollouts[name] = model
             else:
-                self.lanes[name] = self._lane(name)
+                self.lanes[name] = self.lane(name)
         self._decoding = anyio.CapacityLimiter(4)
         self._searching = anyio.CapacityLimiter(4)
         self._writing = anyio.CapacityLimiter(1)
 
-    def _lane(self, name: str) -> Lane:
+    def lane(self, name: str) -> Lane:
+        """A new lane for a model of this name."""
         return Lane(name, self.metrics, self.limits.seconds, self._traces)
 
     def _maker(self, name: str, archive: Archive) -> str:
@@ -220,7 +223,7 @@ class Engine:
             raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(k))
         name, store = self.archive(archive)
         if isinstance(query, SearchQuery):
-            key = self._encoder_of[name]
+            key = self.encoder_of[name]
             call = functools.partial(encode_together, encoder=cast(Encoder, self.models[key]))
             weight = len(query.parts_to_encode)
             query = await self.lanes[key].run("encode", call, query, key="queries", weight=weight)
@@ -276,8 +279,12 @@ class Engine:
             Unavailable: another process is writing to the archive.
         """
         name, store = self.archive(archive)
-        encoder = cast(Encoder, self.models[self._encoder_of[name]])
-        kept, notes = await self._run("add", self._writing, take, store, encoder, list(uploads), self.blur)
+        encoder = cast(Encoder, self.models[self.encoder_of[name]])
+        written = _writable(store)
+        try:
+            kept, notes = await self._run("add", self._writing, take, written, encoder, list(uploads), self.blur)
+        except FingerprintMismatch as error:
+            raise _moving(name) from error
         note(name, [one.id for one in kept])
         return name, kept, notes
 
@@ -291,14 +298,17 @@ class Engine:
         _, store = self.archive(item.archive)
 
         def remove() -> None:
-            store.delete([item.id])
+            try:
+                _writable(store).delete([item.id])
+            except FingerprintMismatch as error:
+                raise _moving(item.archive) from error
             drop(store.path, item.uri)
 
         await self._run("delete", self._writing, remove)
 
     async def retain(self, archive: str, rule: Rule, tell: Callable[[Sequence[str]], None]) -> Retained:
         """Removes for good what an archive has kept too long; see `retrieval.retention.retain`."""
-        call = functools.partial(retain, self.archives[archive], rule, tell=tell)
+        call = functools.partial(retain, _writable(self.archives[archive]), rule, tell=tell)
         return await self._run("retain", self._writing, call)
 
     async def detect(
@@ -350,14 +360,14 @@ class Engine:
 
     def _embed_too(self, image: Image) -> None:
         """Has a picture embedded as well, where nobody waits for the encoder: does it lie where the archive's do?"""
-        for name in list(dict.fromkeys(self._encoder_of.values()))[:1]:
+        for name in list(dict.fromkeys(self.encoder_of.values()))[:1]:
             if not self.lanes[name].ahead():
                 task = asyncio.create_task(self.embed(images=[image], model=name))
-                self._background.add(task)
+                self.background.add(task)
                 task.add_done_callback(self._looked)
 
     def _looked(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
+        self.background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.warning("a picture was not embedded to watch for drift: %r", task.exception())
 
@@ -405,7 +415,7 @@ class Engine:
             BadInput: see `retrieval.grounding.answer`.
         """
         (name, vlm), (place, store) = self.model("vlm", model), self.archive(archive)
-        encoder = self.models[self._encoder_of[place]]
+        encoder = self.models[self.encoder_of[place]]
 
         def say(questions: list[str]) -> list[GroundedAnswer]:
             return [
@@ -521,3 +531,12 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     if twice:
         raise BadInput(f"the prompt {twice[0]!r} is given twice", remedy="Give each prompt once.")
     return cleaned
+
+
+def _writable(store: Archive) -> Archive:
+    """The archive, which refuses to be written once another generation is served."""
+    return Archive(store.path, store.settings)
+
+
+def _moving(name: str) -> Unavailable:
+    return Unavailable(f"archive {name} is moving to another encoder", remedy="Try again in a moment.")
