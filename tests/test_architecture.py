@@ -57,3 +57,9 @@ def test_no_file_unpickles_or_shells_out() -> None:
         if path.name == "ray_job.py":  # what one process of a Ray job hands to the next
             text = text.replace("cloudpickle.loads(data.as_buffer())", "")
         assert not [word for word in banned if word in text], path
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest would refuse to collect the second."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
