@@ -28,6 +28,7 @@ from foveal.errors import BadInput, FovealError
 from foveal.generation import Asking, Heard, Reply, Style, anything
 from serve.engine import Engine
 from serve.middleware import BadRequest, foveal_response
+from serve.strict_json import StrictRoute
 from serve.vlm_http import RemoteVLM
 from serve.wire import sent
 
@@ -81,7 +82,7 @@ class Conversation:
 
 def chat_api(engine: Engine) -> APIRouter:
     """The route over an engine's vision-language models."""
-    router = APIRouter(prefix="/v1", responses=schemas.ERRORS, tags=["ask"])
+    router = APIRouter(prefix="/v1", responses=schemas.ERRORS, tags=["ask"], route_class=StrictRoute)
 
     @router.post(
         "/chat/completions", summary="OpenAI-compatible chat about a picture", response_model=ChatAnswer,

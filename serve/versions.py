@@ -253,6 +253,8 @@ class Rollout:
                 await self._arrange(holders(events))
             except (FovealError, OSError) as error:
                 log.error("the registry of %s cannot be read: %s", self.registered, error)
+            except Exception:  # whatever a version or a log does, the server answers on
+                log.exception("the registry of %s cannot be followed", self.registered)
             await asyncio.sleep(FOLLOW_SECONDS)
 
     async def _arrange(self, held: Mapping[str, int]) -> None:

@@ -29,7 +29,7 @@ LOOK_SECONDS = 1.0
 PAUSES = (1.0, 5.0, 30.0)  # before it is started again: the first, second and any further time
 STEADY_SECONDS = 300.0  # after which the next death is a first one again
 ANSWERS = 5.0  # seconds in which a healthy server says that it is one
-MISSED = 6  # looks in a row that may go without an answer before a hung server is killed
+HUNG_SECONDS = 30.0  # without an answer, after which a server that had answered is ended
 TAIL = 30  # lines of its log that are shown when it does not start
 
 
@@ -128,16 +128,19 @@ class VllmServer:
 
     def _watch(self) -> None:
         """Starts it again when it has died or hangs."""
-        missed, since = 0, time.monotonic()
+        began = heard = time.monotonic()
+        answered = True  # since it was started; until then it reads its model, and may take as long as at first
         while not self._stopping.wait(LOOK_SECONDS):
             assert self._process is not None
             if self._process.poll() is None:
-                missed = 0 if self.healthy() else missed + 1
-                if missed < MISSED:
+                if self.healthy():
+                    heard, answered = time.monotonic(), True
+                silent = time.monotonic() - heard
+                if silent < (HUNG_SECONDS if answered else START_SECONDS):
                     continue
-                log.error("vLLM has not answered %d times in a row, it is ended", missed)
+                log.error("vLLM has not answered for %.0f s, it is ended", silent)
                 self._end()
-            if time.monotonic() - since > STEADY_SECONDS:
+            if time.monotonic() - began > STEADY_SECONDS:
                 self.deaths = 0
             pause = PAUSES[min(self.deaths, len(PAUSES) - 1)]
             self.deaths += 1
@@ -146,7 +149,8 @@ class VllmServer:
             if self._stopping.wait(pause):
                 return
             self._launch()
-            since, missed = time.monotonic(), -int(START_SECONDS / (ANSWERS + LOOK_SECONDS))  # it needs to read again
+            began = heard = time.monotonic()
+            answered = False
 
     def _end(self) -> None:
         if self._process is None:

@@ -142,6 +142,13 @@ def test_conversations_that_cannot_be_had(server: str, messages: list[Any], told
     assert told in refused(server, talk(*messages), 400)
 
 
+def test_half_a_character_is_no_question(server: str) -> None:
+    body = '{"messages": [{"role": "user", "content": "\\ud83d"}]}'
+    answer = httpx.post(f"{server}/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "JSON" in answer.json()["error"]["message"]
+
+
 def test_requests_beyond_what_there_is(server: str) -> None:
     assert "that long" in refused(server, talk(user(ABOUT), max_tokens=5000), 422)
     assert "no vlm" in refused(server, talk(user(ABOUT), model="gpt"), 404)

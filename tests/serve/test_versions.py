@@ -290,6 +290,22 @@ def test_a_damaged_file_stays_out_and_the_old_version_answers(registry: Registry
         assert "has changed" in refused["2"]
 
 
+def test_a_log_that_makes_no_sense_ends_nothing(registry: Registry) -> None:
+    with running(create_app(detector=Rollout(registry.root, "colours", load=Numbered))) as url:
+        log = registry.root / "colours" / "aliases.json"
+        whole = log.read_text()
+        log.write_text('[{"at": "2026-01-01T00:00:00Z", "alias": "production", "action": "rollback", "version": 1}]')
+        time.sleep(0.2)
+        answer = httpx.post(url + "/v1/detect", files={"image": PICTURE})
+        assert (answer.status_code, answer.json()["version"]) == (200, 1)
+        log.write_text(whole)
+        registry.promote("colours", 2)
+        deadline = time.monotonic() + 10
+        while httpx.post(url + "/v1/detect", files={"image": PICTURE}).json()["version"] != 2:
+            assert time.monotonic() < deadline, "it follows on once the log is whole"
+            time.sleep(0.02)
+
+
 def test_a_request_that_no_version_can_answer_speaks_against_none(registry: Registry) -> None:
     broken = [False]
 
