@@ -293,9 +293,11 @@ def _encoded(encoder: TorchEncoder, samples: Sequence[Sample]) -> FloatArray:
 
 
 def _recall(encoder: TorchEncoder, validation: Dataset) -> Validation:
-    figures, ranks = retrieval.evaluate_ranks(encoder, validation)
-    examples = [Example(path, text, f"rank {rank}", -float(np.log(rank))) for path, text, rank in ranks]
-    return Validation(figures, examples)
+    measured = retrieval.measure(encoder, validation)
+    paths = {sample.id: sample.path for sample in validation}
+    rows = zip(*(measured.items[column] for column in ("image", "text", "rank")), strict=True)
+    examples = [Example(paths[image], text, f"rank {rank}", -float(np.log(rank))) for image, text, rank in rows]
+    return Validation(measured.figures, examples)
 
 
 def _accuracy(encoder: TorchEncoder, validation: Dataset) -> Validation:

@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from foveal import __version__
 from foveal.artifacts import write_text
+from foveal.dataset import Sample
 from foveal.errors import BadInput
+from foveal.models import licence_of, parse_ref
 from foveal.printing import plain
 from foveal.runtime import describe_machine
 
 SCHEMA = "foveal.result/1"
+MOST_SLICES = 50  # different words in a field from which it names images rather than divides them
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,20 @@ class Measured:
     slices: dict[str, list[str | None]] = field(default_factory=dict[str, list[str | None]])
 
 
+def slices_of(samples: Sequence[Sample]) -> dict[str, list[str | None]]:
+    """What the samples' metadata says in words, a column a field: what an evaluation can be divided by.
+
+    Fields that are numbers, say the same of all or of each something else, are left out.
+    """
+    names = sorted({name for sample in samples for name, value in sample.metadata.items() if isinstance(value, str)})
+    columns = {name: [_word(sample.metadata.get(name)) for sample in samples] for name in names}
+    return {name: column for name, column in columns.items() if 1 < len(set(column)) <= MOST_SLICES}
+
+
+def _word(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,6 +67,18 @@ class Subject(_Part):
     fingerprint: str | None = None  # of weights and preprocessing, where the model has one
     licence: str | None = None
     megabytes: float | None = None  # of its files
+
+    @classmethod
+    def of(cls, reference: str, model: object = None) -> Subject:
+        """What a reference names, with what the loaded model and its files say of themselves."""
+        licence = megabytes = None
+        if model is not None:
+            folder = parse_ref(reference).folder
+            licence = licence_of(reference)
+            if folder is not None and folder.is_dir():
+                megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+        fingerprint = getattr(model, "fingerprint", None)
+        return cls(reference=reference, fingerprint=fingerprint, licence=licence, megabytes=megabytes)
 
 
 class Data(_Part):
@@ -100,7 +129,13 @@ class Result(_Part):
     def write(self, path: Path) -> None:
         """The result as a JSON file, whole or not at all; numbers that JSON cannot hold become null."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(plain(self.model_dump(mode="json", by_alias=True)), indent=1) + "\n")
+        write_text(
+            path,
+            json.dumps(
+                plain(self.model_dump(mode="json", by_alias=True)),
+            )
+            + "\n",
+        )
 
 
 @dataclass(slots=True)
@@ -134,6 +169,17 @@ class Stopwatch:
             seconds=time.perf_counter() - self.began,
             created=datetime.now(UTC),
         )
+
+
+def result_path(out: Path) -> Path:
+    """`out`, a file that may hold a result.
+
+    Raises:
+        BadInput: it does not end in `.json`.
+    """
+    if out.suffix != ".json":
+        raise BadInput(f"--out {out} is not a JSON file", expected="a name that ends in .json")
+    return out
 
 
 def read(path: Path) -> Result:

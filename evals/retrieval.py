@@ -5,12 +5,14 @@ Shape letters: Q queries, G gallery items, D embedding dimensions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from foveal.dataset import Dataset
+from evals.results import Measured, slices_of
+from foveal.dataset import Dataset, Sample
 from foveal.detections import BoolArray, FloatArray, IntArray
 from foveal.errors import BadInput
 from foveal.models import Encoder
@@ -58,13 +60,18 @@ def evaluate(
     Raises:
         BadInput: no image has a caption.
     """
-    return evaluate_ranks(encoder, dataset, ks, progress)[0]
+    return measure(encoder, dataset, ks, progress).figures
 
 
-def evaluate_ranks(
-    encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress: Progress | None = None
-) -> tuple[dict[str, float], list[tuple[Path, str, int]]]:
-    """`evaluate`, and for each caption its image, its text and the rank at which it finds a right image."""
+def measure(encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress: Progress | None = None) -> Measured:
+    """`evaluate`'s figures, and each caption's part in them.
+
+    Items, one a caption: its `image`, its `text`, the `rank` at which it finds a right image, the average `precision`
+    of its search, and the image it found first (`said`).
+
+    Raises:
+        BadInput: no image has a caption.
+    """
     owners: list[int] = []
     texts: list[str] = []
     vectors: list[FloatArray] = []
@@ -93,9 +100,28 @@ def evaluate_ranks(
     backward = recall_at_k(images, captions, answers, ks)
     counts = {"images": float(len(captioned)), "captions": float(len(texts))}
     figures = {**forward, **{f"image_to_text_{name}": value for name, value in backward.items()}, **counts}
-    ranks = first_ranks(captions, images, right)
-    paths = [captioned[owner].path for owner in owners]
-    return figures, [(path, text, int(rank)) for path, text, rank in zip(paths, texts, ranks, strict=True)]
+    samples = [captioned[owner] for owner in owners]
+    blocks = list(_rows(captions, images, right))
+    items: dict[str, list[Any]] = {
+        "id": _caption_ids(owners, captioned),
+        "image": [sample.id for sample in samples],
+        "text": texts,
+        "rank": first_ranks(captions, images, right).tolist(),
+        "precision": [p for block in blocks for p in _average_precision(*block)],
+        "said": [captioned[int(best)].id for similarity, _ in blocks for best in similarity.argmax(axis=1)],
+    }
+    return Measured(figures, items, slices_of(samples))
+
+
+def _caption_ids(owners: Sequence[int], captioned: Sequence[Sample]) -> list[str]:
+    """`image`, or `image#1` for the second caption of an image, and so on."""
+    before: Counter[int] = Counter()
+    ids: list[str] = []
+    for owner in owners:
+        number = before[owner]
+        ids.append(f"{captioned[owner].id}#{number}" if number else captioned[owner].id)
+        before[owner] += 1
+    return ids
 
 
 def _check(query: FloatArray, gallery: FloatArray, positives: Sequence[set[int]]) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foveal.dataset import Dataset
-from foveal.detections import FloatArray
+from evals.results import Measured, slices_of
+from foveal.dataset import Dataset, Sample
+from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput
 from foveal.models import Encoder
+from foveal.progress import Progress, track
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+BATCH = 64  # images encoded at once
 TEMPLATES = ("a photo of a {}", "a {}", "a picture of the {}", "there is a {} here")
 
 
@@ -55,53 +60,123 @@ def evaluate(
 
 def scores(similarity: FloatArray, labels: Sequence[int]) -> dict[str, float]:
     """`evaluate`'s figures from similarities (N, classes) and the right class of each row; ties count as wrong."""
-    truth = np.asarray(labels)
-    own = np.take_along_axis(similarity, truth[:, None], axis=1)
-    rivals = similarity >= own
-    rivals[np.arange(len(truth)), truth] = False
-    ranks = rivals.sum(axis=1)
-    right = ranks == 0
+    return _figures(_ranks(similarity, np.asarray(labels)), np.asarray(labels))
+
+
+def _figures(ranks: IntArray, truth: IntArray) -> dict[str, float]:
+    right = ranks == 1
     return {
         "top1": float(right.mean()),
-        "top5": float((ranks < 5).mean()),
+        "top5": float((ranks <= 5).mean()),
         "mean_class_accuracy": float(np.mean([right[truth == c].mean() for c in np.unique(truth)])),
         "count": float(len(truth)),
     }
 
 
-def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
+def _ranks(similarity: FloatArray, truth: IntArray) -> IntArray:
+    """The place (N,) of the right class in each row, 1 for best; ties count against it."""
+    own = np.take_along_axis(similarity, truth[:, None], axis=1)
+    rivals = similarity >= own
+    rivals[np.arange(len(truth)), truth] = False
+    return 1 + rivals.sum(axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A labelled image, or the piece of one that a true box marks."""
+
+    id: str  # of the image, with `#` and the number of the box for a piece
+    sample: Sample
+    label: int  # in the dataset's classes
+    image: Image
+
+
+def each_crop(
+    samples: Iterable[Sample], classes: Sequence[str], context: float = 0.1, min_side: int = 8
+) -> Iterator[Crop]:
     """Each true box cut out with `context` times its size around it, or whole images where only they have a label.
 
-    Boxes with a side under `min_side` pixels are left out. Labels index `dataset.classes`.
-
-    Raises:
-        BadInput: nothing in the dataset has a class.
+    Boxes with a side under `min_side` pixels are left out. Images are decoded one at a time.
     """
-    images: list[Image] = []
-    labels: list[int] = []
-    index = {name: i for i, name in enumerate(dataset.classes)}
-    for sample in dataset:
+    index = {name: i for i, name in enumerate(classes)}
+    for sample in samples:
         if sample.truth is not None and len(sample.truth):
             whole = sample.image()
-            for (x1, y1, x2, y2), label in zip(sample.truth.boxes.tolist(), sample.truth.labels.tolist(), strict=True):
+            pairs = zip(sample.truth.boxes.tolist(), sample.truth.labels.tolist(), strict=True)
+            for number, ((x1, y1, x2, y2), label) in enumerate(pairs):
                 width, height = x2 - x1, y2 - y1
                 if min(width, height) < min_side:
                     continue
                 dx, dy = width * context, height * context
                 box = (max(0, x1 - dx), max(0, y1 - dy), min(whole.width, x2 + dx), min(whole.height, y2 + dy))
-                images.append(whole.crop((round(box[0]), round(box[1]), round(box[2]), round(box[3]))))
-                labels.append(label)
+                piece = whole.crop((round(box[0]), round(box[1]), round(box[2]), round(box[3])))
+                yield Crop(f"{sample.id}#{number}", sample, label, piece)
         elif sample.label in index:
-            images.append(sample.image())
-            labels.append(index[sample.label])
-    if not images:
-        raise BadInput("no image or box has a class", expected="a labelled dataset")
-    return images, labels
+            yield Crop(sample.id, sample, index[sample.label], sample.image())
+
+
+def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
+    """All of `each_crop` and their labels.
+
+    Raises:
+        BadInput: nothing in the dataset has a class.
+    """
+    found = list(each_crop(dataset, dataset.classes, context, min_side))
+    _something(len(found))
+    return [crop.image for crop in found], [crop.label for crop in found]
+
+
+def measure(
+    encoder: Encoder,
+    dataset: Dataset,
+    templates: Sequence[str] = TEMPLATES,
+    context: float = 0.1,
+    progress: Progress | None = None,
+) -> Measured:
+    """`evaluate`'s figures on the crops (or labelled images) of a dataset, over its own classes, and each crop's part.
+
+    Items: `image`, `class`, `said` (the nearest class), `right` (0 or 1), `rank` of the right class, and `confidence`
+    in the answer, the softmax at the encoder's own scale. Crops are encoded a batch at a time, so memory stays flat.
+
+    Raises:
+        BadInput: nothing in the dataset has a class.
+    """
+    names = class_embeddings(encoder, dataset.classes, templates)
+    ids: list[str] = []
+    samples: list[Sample] = []
+    labels: list[int] = []
+    similarity: list[FloatArray] = []
+    stream = each_crop(track(progress, dataset, "name crops"), dataset.classes, context)
+    while batch := list(islice(stream, BATCH)):
+        similarity.append(encoder.encode_images([crop.image for crop in batch]) @ names.T)
+        ids.extend(crop.id for crop in batch)
+        samples.extend(crop.sample for crop in batch)
+        labels.extend(crop.label for crop in batch)
+    _something(len(ids))
+    cosine = np.concatenate(similarity)
+    truth = np.array(labels)
+    ranks, said = _ranks(cosine, truth), cosine.argmax(axis=1)
+    logits = encoder.logit_scale * (cosine - cosine.max(axis=1, keepdims=True)).astype(np.float64)
+    kinds = [dataset.classes[label] for label in truth]
+    items: dict[str, list[Any]] = {
+        "id": ids,
+        "image": [sample.id for sample in samples],
+        "class": kinds,
+        "said": [dataset.classes[label] for label in said],
+        "right": (ranks == 1).astype(int).tolist(),
+        "rank": ranks.tolist(),
+        "confidence": (1 / np.exp(logits).sum(axis=1)).tolist(),
+    }
+    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **slices_of(samples)})
 
 
 def evaluate_dataset(
     encoder: Encoder, dataset: Dataset, templates: Sequence[str] = TEMPLATES, context: float = 0.1
 ) -> dict[str, float]:
-    """`evaluate` on the crops (or labelled images) of a dataset, over its own classes."""
-    images, labels = crops(dataset, context)
-    return evaluate(encoder, images, labels, dataset.classes, templates)
+    """The figures of `measure` alone."""
+    return measure(encoder, dataset, templates, context).figures
+
+
+def _something(count: int) -> None:
+    if not count:
+        raise BadInput("no image or box has a class", expected="a labelled dataset")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +14,44 @@ from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
 if TYPE_CHECKING:
+    from evals.results import Measured, Stopwatch
+    from foveal.dataset import Dataset
     from foveal.detections import Detections
 
+ResultFile = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FILE.json", help="Keep the result, item by item, and a page to look at beside it."),
+]
+ResultName = Annotated[
+    str | None, typer.Option("--name", help="What gates and comparisons call the result; the task's name by default.")
+]
+
 eval_app = typer.Typer(no_args_is_help=True, help="Measure a model.")
+
+
+def keep(
+    task: str,
+    watch: Stopwatch,
+    measured: Measured,
+    reference: str,
+    model: object,
+    source: str,
+    dataset: Dataset,
+    out: Path | None,
+    name: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a result and its page where `--out` asks for it, and say where they are."""
+    if out is None:
+        return
+    from evals.pages import write
+    from evals.results import Data, Subject, result_path
+
+    path = result_path(out)
+    subject = Subject.of(reference, model)
+    data = Data(source=source, fingerprint=dataset.fingerprint, images=len(dataset))
+    page = write(watch.result(task, measured, subject, data, name=name, settings=settings), path, dataset)
+    typer.echo(f"kept in {path}; look at {page}", err=True)
 
 
 @eval_app.command("detection")
@@ -53,36 +89,46 @@ def _detected(truth: Path, detector: str, registry: Path, size: int | None) -> l
 def eval_retrieval(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
     encoder: EncoderRef = DEFAULT_ENCODER,
+    out: ResultFile = None,
+    name: ResultName = None,
     json_: Json = False,
 ) -> None:
     """Recall of text-to-image and image-to-text search.
 
-    Example: foveal eval retrieval --data runs/site --encoder bundled:clip
+    Example: foveal eval retrieval --data runs/site --encoder bundled:clip --out runs/eval/retrieval.json
     """
-    from evals.retrieval import evaluate
+    from evals.results import Stopwatch
+    from evals.retrieval import measure
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    dataset = Dataset.open(data)
-    emit(evaluate(load_encoder(encoder), dataset, progress=live_progress()), json_)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), load_encoder(encoder)
+    measured = measure(model, dataset, progress=live_progress())
+    keep("retrieval", watch, measured, encoder, model, data, dataset, out, name)
+    emit(measured.figures, json_)
 
 
 @eval_app.command("zero-shot")
 def eval_zero_shot(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with class labels or boxes.")],
     encoder: EncoderRef = DEFAULT_ENCODER,
+    out: ResultFile = None,
+    name: ResultName = None,
     json_: Json = False,
 ) -> None:
     """Accuracy of naming images, or the crops of labelled boxes, by their class names.
 
     Example: foveal eval zero-shot --data runs/site --encoder bundled:clip
     """
-    from evals.zero_shot import evaluate_dataset
+    from evals.results import Stopwatch
+    from evals.zero_shot import measure
     from foveal.dataset import Dataset
     from foveal.models import load_encoder
 
-    dataset = Dataset.open(data)
-    emit(evaluate_dataset(load_encoder(encoder), dataset), json_)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), load_encoder(encoder)
+    measured = measure(model, dataset, progress=live_progress())
+    keep("zero-shot", watch, measured, encoder, model, data, dataset, out, name)
+    emit(measured.figures, json_)
 
 
 @eval_app.command("vqa")
