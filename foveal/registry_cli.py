@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -60,7 +60,13 @@ def registry_promote(
         Path | None, typer.Option(metavar="FILE", help="YAML list of gates that it must pass now.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON report with the figures; beside those in its manifest.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Result, or JSON report with the figures; beside those in its manifest; repeatable."
+        ),
+    ] = None,
+    incumbent: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Result of what it replaces; repeatable.")
     ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
@@ -74,32 +80,20 @@ def registry_promote(
 
     store = Registry(registry)
     if gates is not None:
+        from evals.evidence import gather
+        from evals.gates import check
         from foveal.artifacts import read
+        from foveal.gate_cli import show
 
-        figures = read(store.resolve(f"{name}@{version}")).metrics | _figures(results)
-        _held(gates, figures)
-    elif results is not None:
+        folder = store.resolve(f"{name}@{version}")
+        verdict = check(gates, gather(results or (), incumbent or (), folder, read(folder).metrics))
+        if not verdict.passed:
+            show(verdict, stderr=True)
+            raise typer.Exit(verdict.exit_code)
+    elif results or incumbent:
         raise BadInput("there are results but no gates to hold them against", remedy="Add --gates FILE.")
     store.promote(name, version, alias, gate=gates and gates.name)
     emit({"name": name, "version": version, "alias": alias}, json_)
-
-
-def _figures(results: Path | None) -> dict[str, Any]:
-    from evals.coco_pairs import read_json
-
-    return {} if results is None else read_json(results)
-
-
-def _held(gates: Path, figures: dict[str, Any]) -> None:
-    """Ends the command where a gate says no."""
-    from rich.console import Console
-
-    from evals.gates import check
-
-    verdict = check(gates, figures)
-    if not verdict.passed:
-        Console(stderr=True).print(verdict.table())
-        raise typer.Exit(verdict.exit_code)
 
 
 @registry_app.command("rollback")
