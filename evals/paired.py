@@ -25,6 +25,7 @@ from evals.measures import Figures, Items, Measure, Weights
 
 DRAWS = 2000
 CONFIDENCE, POWER = 0.95, 0.80
+ENDLESS = 1e9  # items that nobody will gather
 BLOCK = 4_000_000  # weights held at once
 SINGLE = 64  # items measured one by one at once
 
@@ -60,7 +61,8 @@ class Interval:
             return None
         spread = float(special.ndtri(1 - (1 - CONFIDENCE) / 2) + special.ndtri(POWER)) * self.error
         pictures = self.pictures * max((spread / distance) ** 2, self.unseen / abs(distance))
-        return math.ceil(pictures * self.items / self.pictures)
+        items = pictures * self.items / self.pictures
+        return math.ceil(items) if items < ENDLESS else None
 
 
 @dataclass(frozen=True, slots=True)
