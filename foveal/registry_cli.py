@@ -35,6 +35,9 @@ def registry_list(registry: RegistryDir = DEFAULT_REGISTRY, json_: Json = False)
 def registry_register(
     folder: Annotated[Path, typer.Argument(help="A sealed artifact folder.")],
     name: Annotated[str | None, typer.Option(help="Name to register it under.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Result of `foveal eval` to file with it; repeatable.")
+    ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
@@ -45,8 +48,72 @@ def registry_register(
     from foveal.artifacts import read
     from foveal.registry import Registry
 
-    version = Registry(registry).register(folder, name)
-    emit({"name": name or read(folder).name, "version": version}, json_)
+    store = Registry(registry)
+    name = name or read(folder).name
+    if results:
+        from evals.filing import file_results
+        from evals.results import read as read_result
+
+        for path in results:
+            read_result(path)  # before anything is registered
+        version = store.register(folder, name)
+        file_results(store, name, version, results)
+    else:
+        version = store.register(folder, name)
+    emit({"name": name, "version": version}, json_)
+
+
+@registry_app.command("file")
+def registry_file(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="Version that was measured.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Results of `foveal eval ... --out`.")],
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Keep results beside a registered version, for the leaderboard.
+
+    Example: foveal registry file depot 2 runs/eval/detection.json
+    """
+    from evals.filing import file_results
+    from foveal.registry import Registry
+
+    kept = file_results(Registry(registry), name, version, results)
+    emit({"name": name, "version": version, "filed": [str(path) for path in kept]}, json_)
+
+
+@registry_app.command("leaderboard")
+def registry_leaderboard(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RESULT...]", help="Results of models that are not registered.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page to look at.")] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Rank registered versions by their filed results: intervals, licences, sizes and gate verdicts.
+
+    Example: foveal registry leaderboard --registry runs/registry --out runs/leaderboard.html
+    """
+    from rich.console import Console
+
+    from evals import leaderboard
+    from evals.compare_page import labels
+    from evals.filing import filed
+    from evals.results import read
+    from foveal.registry import Registry
+
+    versions, paths = filed(Registry(registry)), results or []
+    others = list(zip(labels([str(path) for path in paths]), map(read, paths), strict=True)) if paths else []
+    found = leaderboard.boards(leaderboard.rows_of(versions, others))
+    if out is not None:
+        leaderboard.page(found, versions).write(out)
+        typer.echo(f"look at {out}", err=True)
+    if json_:
+        emit(leaderboard.as_dict(found), True)
+    else:
+        for table in leaderboard.tables(found):
+            Console().print(table, "")
 
 
 @registry_app.command("promote")
@@ -81,12 +148,14 @@ def registry_promote(
     store = Registry(registry)
     if gates is not None:
         from evals.evidence import gather
+        from evals.filing import file_verdict
         from evals.gates import check
         from foveal.artifacts import read
         from foveal.gate_cli import show
 
         folder = store.resolve(f"{name}@{version}")
         verdict = check(gates, gather(results or (), incumbent or (), folder, read(folder).metrics))
+        file_verdict(store, name, version, gates.name, verdict)
         if not verdict.passed:
             show(verdict, stderr=True)
             raise typer.Exit(verdict.exit_code)
