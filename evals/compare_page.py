@@ -144,16 +144,16 @@ def _slices(report: Report, comparison: Comparison) -> None:
     rows = [
         [
             f"{s.column}: {s.word}",
-            s.change.interval.items if s.change.interval else None,
-            s.change.before,
-            s.change.after,
             _mark(s.change, _between(s.change)),
             "sure" if s.sure else "",
+            s.change.before,
+            s.change.after,
+            s.change.interval.items if s.change.interval else None,
         ]
         for s in comparison.slices
     ]
     dropped = f"{len(rows) - MOST_ROWS} more, that fared better, are in the JSON." if len(rows) > MOST_ROWS else ""
-    report.table(("slice", "items", "before", "after", "change", ""), rows[:MOST_ROWS], dropped)
+    report.table(("slice", "change", "", "before", "after", "items"), rows[:MOST_ROWS], dropped)
 
 
 def _flips(report: Report, comparison: Comparison, dataset: Dataset | None) -> None:
