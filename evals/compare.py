@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from evals.measures import Measure, measures_of
-from evals.paired import CONFIDENCE, DRAWS, Interval, McNemar, intervals, mcnemar, outcomes
+from evals.paired import CONFIDENCE, DRAWS, Interval, McNemar, alone, intervals, mcnemar, outcomes
 from evals.results import Result
 from foveal.errors import BadInput, UnknownName
 
@@ -56,7 +56,11 @@ class SliceChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What became of every figure from `before` to `after`; `lost` and `gained` are rows of items that flipped."""
+    """What became of every figure from `before` to `after`.
+
+    `lost` and `gained` are rows of items: that were right and are wrong and the other way round or, of a headline that
+    knows no right, on which it fell and rose, those that moved most first.
+    """
 
     before: Result
     after: Result  # its items in the order of `before`
@@ -65,6 +69,7 @@ class Comparison:
     headline: str | None = None  # the figure that slices and flips are about
     lost: tuple[int, ...] = ()
     gained: tuple[int, ...] = ()
+    flipped: bool = True  # whether the headline knows right from wrong
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: figures with intervals, slices, and the ids of items that flipped."""
@@ -106,9 +111,9 @@ def compare(
     headline = next(iter(chosen), None)
     if headline is None:
         return Comparison(before, after, changes)
-    lost, gained = flips(chosen[headline], before, after)
+    lost, gained, flipped = moved(chosen[headline], before, after)
     parts = _slices(headline, before, after, draws) if slices else ()
-    return Comparison(before, after, changes, parts, headline, lost, gained)
+    return Comparison(before, after, changes, parts, headline, lost, gained, flipped)
 
 
 def aligned(before: Result, after: Result) -> Result:
@@ -159,12 +164,18 @@ def part(result: Result, rows: Sequence[int]) -> Result:
     )
 
 
-def flips(measure: Measure, before: Result, after: Result) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows of items that were right and are wrong, and the other way round; none where a figure knows no right."""
+def moved(measure: Measure, before: Result, after: Result) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """Rows that lost and rows that gained, most first, and whether that means right and wrong."""
     was, is_ = outcomes(measure, before.items), outcomes(measure, after.items)
-    if was is None or is_ is None:
-        return (), ()
-    return tuple(np.flatnonzero(was & ~is_).tolist()), tuple(np.flatnonzero(~was & is_).tolist())
+    flipped = was is not None and is_ is not None
+    if was is not None and is_ is not None:
+        gain = is_.astype(np.float64) - was
+    else:
+        gain = np.nan_to_num(alone(measure, after.items) - alone(measure, before.items))
+        gain = gain if measure.higher_is_better else -gain
+    order = np.argsort(gain, kind="stable")
+    lost = [i for i in order.tolist() if gain[i] < 0]
+    return tuple(lost), tuple(i for i in np.argsort(-gain, kind="stable").tolist() if gain[i] > 0), flipped
 
 
 def flat_figures(figures: Mapping[str, Any], before: str = "") -> dict[str, float]:

@@ -41,6 +41,8 @@ def table(baseline: str, comparisons: Mapping[str, Comparison]) -> Table:
     for figure in dict.fromkeys(name for c in comparisons.values() for name in c.changes):
         changes = [comparison.changes.get(figure) for comparison in comparisons.values()]
         first = next(change for change in changes if change is not None)
+        if "." in figure:  # figures of a class and the like have room on the page
+            continue
         cells = [Text(figure), Text(f"{first.before:.4g}")]
         for change in changes:
             style = STYLES[change.verdict] if change else ""
@@ -85,7 +87,7 @@ def _overview(report: Report, baseline: str, comparisons: Mapping[str, Compariso
     if len(comparisons) < 2:
         return
     report.section("Side by side", f"Each cell: the figure, and how far it lies from {baseline}'s at 95% confidence.")
-    names = dict.fromkeys(name for c in comparisons.values() for name in c.changes)
+    names = dict.fromkeys(name for c in comparisons.values() for name in c.changes if "." not in name)
     rows: list[list[Cell]] = []
     for figure in names:
         changes = [comparison.changes.get(figure) for comparison in comparisons.values()]
@@ -105,6 +107,8 @@ def _figures(report: Report, name: str, comparison: Comparison) -> None:
     )
     rows: list[list[Cell]] = []
     for figure, change in comparison.changes.items():
+        if "." in figure:
+            continue
         found, test = change.interval, change.mcnemar
         rows.append(
             [
@@ -130,6 +134,23 @@ def _figures(report: Report, name: str, comparison: Comparison) -> None:
         from evals import plots
 
         report.plot(plots.differences(shares), f"{name} less the baseline, with 95% intervals")
+
+    nested = [(figure, change) for figure, change in comparison.changes.items() if "." in figure]
+    changed = sorted((row for row in nested if row[1].before != row[1].after), key=_size)
+    if changed:
+        more = (
+            f"{len(changed) - MOST_ROWS} more, that changed less, are in the JSON." if len(changed) > MOST_ROWS else ""
+        )
+        parts: list[list[Cell]] = [
+            [figure.replace(".", ", ").replace("_", " "), change.after - change.before, change.before, change.after]
+            for figure, change in changed[:MOST_ROWS]
+        ]
+        report.table(("part", "change", "before", "after"), parts, more)
+
+
+def _size(row: tuple[str, Change]) -> float:
+    """Most changed first."""
+    return -abs(row[1].after - row[1].before)
 
 
 def _slices(report: Report, comparison: Comparison) -> None:
@@ -160,9 +181,18 @@ def _flips(report: Report, comparison: Comparison, dataset: Dataset | None) -> N
     if comparison.headline is None or not (comparison.lost or comparison.gained):
         return
     lost, gained = len(comparison.lost), len(comparison.gained)
-    report.section("What flipped", f"{lost:,} items that were right are wrong now, {gained:,} the other way round.")
+    label = comparison.headline.replace("_", " ")
+    told = (
+        f"{lost:,} items that were right are wrong now, {gained:,} the other way round."
+        if comparison.flipped
+        else f"{label} got worse on {lost:,} items and better on {gained:,}; those that moved most come first."
+    )
+    report.section("What flipped" if comparison.flipped else "What moved", told)
+    words = (
+        ("Right before, wrong now", "Wrong before, right now") if comparison.flipped else ("Worse now", "Better now")
+    )
     ids = comparison.before.items["id"]
-    for title, rows in (("Right before, wrong now", comparison.lost), ("Wrong before, right now", comparison.gained)):
+    for title, rows in zip(words, (comparison.lost, comparison.gained), strict=True):
         if rows and dataset is not None:
             report.prose(f"{title}:")
             pictures = _pictures(comparison, rows[:FLIPPED], dataset)

@@ -23,7 +23,7 @@ from scipy import special, stats  # pyright: ignore[reportMissingTypeStubs]
 
 from evals.measures import Figures, Items, Measure, Weights
 
-DRAWS = 2000
+DRAWS = 1000
 CONFIDENCE, POWER = 0.95, 0.80
 ENDLESS = 1e9  # items that nobody will gather
 BLOCK = 4_000_000  # weights held at once
@@ -132,16 +132,20 @@ def intervals(
 def outcomes(measure: Measure, items: Items) -> NDArray[np.bool_] | None:
     """Whether each item is right (N,), where the figure is the share of right items; None for any other figure."""
     count = len(items["id"])
+    values = alone(measure, items)
+    if not count or not np.isin(values, (0.0, 1.0)).all():
+        return None
+    figure = measure.of(items, np.ones((1, count)))[0]
+    return values > 0 if math.isclose(values.mean(), figure, abs_tol=1e-9) else None
+
+
+def alone(measure: Measure, items: Items) -> Figures:
+    """The figure of each item by itself (N,), NaN where an item alone has none."""
     values: list[Figures] = []
-    for start in range(0, count, SINGLE):
+    for start in range(0, len(items["id"]), SINGLE):
         part = {name: column[start : start + SINGLE] for name, column in items.items()}
-        each = measure.of(part, np.eye(len(part["id"])))
-        if not np.isin(each, (0.0, 1.0)).all():
-            return None
-        values.append(each)
-    right = np.concatenate(values) if values else np.zeros(0)
-    figure = measure.of(items, np.ones((1, count)))[0] if count else math.nan
-    return right > 0 if math.isclose(right.mean(), figure, abs_tol=1e-9) else None
+        values.append(measure.of(part, np.eye(len(part["id"]))))
+    return np.concatenate(values) if values else np.zeros(0)
 
 
 def _whole(drawn: Figures, pictures: int) -> float:

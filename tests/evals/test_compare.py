@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from evals.compare import aligned, compare, part
-from evals.compare_page import labels
+from evals.compare_page import labels, page
 from foveal import world
 from foveal.errors import BadInput, UnknownName
 from tests.command import foveal
@@ -156,3 +156,25 @@ def test_the_command_compares_any_number_and_shows_what_flipped(tmp_path: Path) 
         ([files[0], str(tmp_path / "site" / "none.json")], "cannot read the result"),
     ):
         assert said in foveal("eval", "compare", *wrong).error
+
+
+def test_where_nothing_is_right_or_wrong_the_items_that_moved_most_come_first() -> None:
+    scores = [0.5, 0.5, 0.5, 0.5, None]
+    items = {"id": list("abcde"), "exact_match": [1] * 5, "iou": scores}
+    before = made([1]).model_copy(update={"task": "vqa", "items": items, "figures": {"grounding_iou": 0.5}})
+    after = before.model_copy(update={"items": {**items, "iou": [0.4, 0.1, 0.5, 0.9, None]}})
+    found = compare(before, after)
+    assert (found.lost, found.gained, found.flipped) == ((1, 0), (3,), False)
+    html = page("old", {"new": found}).html()
+    assert "grounding iou got worse on 2 items and better on 1" in html
+    assert "Worse now: b, a" in html
+
+
+def test_nested_figures_are_compared_and_shown_where_they_changed() -> None:
+    before = made([1, 0] * 10, per_class={"cone": 0.5, "drum": 0.7})
+    after = made([1, 0] * 10, per_class={"cone": 0.3, "drum": 0.7})
+    found = compare(before, after)
+    assert found.changes["per_class.cone"].after == 0.3
+    html = page("old", {"new": found}).html()
+    assert "per class, cone" in html
+    assert "per class, drum" not in html
