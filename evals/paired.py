@@ -1,9 +1,9 @@
 """Paired statistics of two models on the same items: interval, p-value and the smallest difference they could show.
 
 Pictures are drawn with replacement, all items of one together, and both models are measured on each draw (Efron 1979,
-clusters after Davison and Hinkley 1997, section 3.8). The intervals are expanded percentile ones: percentiles widened as
-Student's t widens the normal's, and by the n / (n - 1) that a bootstrap's variance misses (Hesterberg, arXiv 1411.5279).
-How they, plain percentiles, BCa and Student's t cover the truth is in docs/decisions/0016.
+clusters after Davison and Hinkley 1997, section 3.8). The intervals are expanded percentile ones: percentiles widened
+as Student's t widens the normal's, and by the n / (n - 1) that a bootstrap's variance misses (Hesterberg, arXiv
+1411.5279). How they, plain percentiles, BCa and Student's t cover the truth is in docs/decisions/0016.
 
 Shape letters: N items, C pictures, B draws.
 """
