@@ -218,3 +218,11 @@ def test_items_of_a_picture_that_err_together_need_the_cluster_bootstrap() -> No
     low, high = stats.binom.interval(0.999, 150, 0.95)
     assert low <= together <= high
     assert apart < low
+
+
+def test_of_a_mean_the_interval_is_as_wide_as_students() -> None:
+    values = np.linspace(0, 1, 10)
+    found = single(Measure(mean_of("value")), {"id": list(range(10)), "value": values.tolist()}, list(range(10)), 6000)
+    low, high = stats.t.interval(0.95, 9, values.mean(), stats.sem(values))
+    assert found.high - found.low == pytest.approx(high - low, rel=0.06)  # plain percentiles: a sixth less
+    assert found.error == pytest.approx(stats.sem(values), rel=0.03)
