@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evals import average_precision
+from evals.average_precision import Fates
 from evals.results import Result
 from foveal.errors import BadInput, UnknownName
 
@@ -86,6 +88,26 @@ def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+def precision_at(*thresholds: int) -> Callable[[Items, Weights], Figures]:
+    """COCO's average precision at some of the IoU thresholds 0.5 + 0.05 t, all when none are named."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        return average_precision.precision_of(Fates.of_items(items), weights, list(thresholds or range(10)))
+
+    return measure
+
+
+def average_recall(items: Items, weights: Weights) -> Figures:
+    """COCO's average recall with 100 predictions an image and class."""
+    return average_precision.recall_of(Fates.of_items(items), weights)
+
+
+DETECTION = {
+    "AP": Measure(precision_at()),
+    "AP50": Measure(precision_at(0)),
+    "AP75": Measure(precision_at(5)),
+    "AR100": Measure(average_recall),
+}
 MEASURES: dict[str, dict[str, Measure]] = {
     "zero-shot": {
         "top1": Measure(mean_of("right")),
@@ -99,6 +121,8 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "median_rank": Measure(median_of("rank"), higher_is_better=False),
         "map": Measure(mean_of("precision")),
     },
+    "detection": DETECTION,
+    "segmentation": DETECTION,
     "vqa": {
         "exact_match": Measure(mean_of("exact_match")),
         "anls": Measure(mean_of("anls")),

@@ -128,7 +128,7 @@ def gate(
     """
     from rich.console import Console
 
-    from evals.coco_pairs import read_json
+    from evals.coco_boxes import read_json
     from evals.gates import check
 
     report = check(gates, read_json(results))

@@ -85,7 +85,7 @@ def registry_promote(
 
 
 def _figures(results: Path | None) -> dict[str, Any]:
-    from evals.coco_pairs import read_json
+    from evals.coco_boxes import read_json
 
     return {} if results is None else read_json(results)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals import gates, plots
-from evals.detection import Mistake, mistakes
+from evals.mistakes import Mistake, mistakes
 from evals.report import Report, State
 from foveal import world
 from foveal.detections import Detections
