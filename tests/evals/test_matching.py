@@ -158,3 +158,56 @@ def test_weights_that_leave_no_truth_leave_nothing_to_measure() -> None:
     for one in MEASURES["detection"].values():
         assert np.isnan(one.of(items, empty)).all()
         assert np.isnan(one.of(items, np.zeros_like(empty))).all()
+
+
+def test_gains_are_those_of_tides_own_code() -> None:
+    # tidecv 1.0.1 on this world, without crowds and equal scores, and with recalls of k / 100 as it has them.
+    rng = np.random.default_rng(0)
+    truth, found = a_world(rng, images=30, ties=False)
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 0
+    found.pop()
+    for record, place in zip(found, rng.permutation(len(found)).tolist(), strict=True):
+        record["score"] = place / len(found)
+    figures = measure(truth, found).figures
+    expected = {
+        "class": 0.1272491,
+        "localisation": 0.0606955,
+        "both": 0.0092019,
+        "duplicate": 0.0057215,
+        "background": 0.0260996,
+        "missed": 0.0789462,
+    }
+    assert figures["errors"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_undoing_the_only_kind_of_mistake_leaves_none() -> None:
+    box, other = [0, 0, 40, 40], [100, 100, 40, 40]
+    truth: Coco = {
+        "images": [{"id": 1, "width": 200, "height": 200}],
+        "categories": [{"id": 1, "name": "crate"}, {"id": 2, "name": "drum"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": box, "area": 1600, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": other, "area": 1600, "iscrowd": 0},
+        ],
+    }
+    right = [
+        {"image_id": 1, "category_id": 1, "bbox": box, "score": 0.5},
+        {"image_id": 1, "category_id": 2, "bbox": other, "score": 0.5},
+    ]
+    cases: dict[str, Records] = {
+        "class": [right[0], {**right[1], "category_id": 1, "score": 0.9}],
+        "localisation": [right[0], {**right[1], "bbox": [120, 100, 40, 40]}],
+        "both": [*right, {**right[0], "category_id": 2, "bbox": [20, 0, 40, 40], "score": 0.9}],
+        "duplicate": [{**right[0], "score": 0.9}, {**right[0], "score": 0.8}, right[1]],
+        "background": [*right, {**right[0], "bbox": [150, 0, 40, 40], "score": 0.9}],
+        "missed": [right[0]],
+    }
+    for kind, found in cases.items():
+        figures = measure(truth, found).figures
+        gains = figures["errors"]
+        if kind == "duplicate":  # it ranks below its hit, and takes no recall from it
+            assert gains[kind] == 0
+            continue
+        assert figures["AP50"] + gains.pop(kind) == pytest.approx(1), kind
+        assert not any(gains.values()), kind
