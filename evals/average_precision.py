@@ -104,6 +104,20 @@ def precision_by_class(fates: Fates, classes: int) -> Doubles:
     return result
 
 
+def curve_of(fates: Fates, threshold: int) -> Doubles:
+    """The precision that is averaged, at each of the 101 recalls, mean over the classes with truths -> (101,)."""
+    curves: list[Doubles] = []
+    for category in fates.classes:
+        rows, truths = fates.of_class(category)
+        hit = fates.hit[rows, threshold]
+        found = np.cumsum(hit)
+        above = np.cumsum(~fates.ignored[rows, threshold])
+        best = np.maximum.accumulate((found / np.maximum(above, 1))[::-1])[::-1]
+        reached = np.searchsorted(found / len(truths), RECALLS)
+        curves.append(np.append(best, 0.0)[reached])
+    return np.mean(curves, axis=0) if curves else np.full(len(RECALLS), np.nan)
+
+
 def precision_of(fates: Fates, weights: Doubles, thresholds: list[int]) -> Doubles:
     """Average precision over the classes that the weights leave truths of, and over thresholds -> (B,).
 

@@ -18,7 +18,9 @@ OUTSIDE = 0.1  # share of boxes that may leave their image
 # What boxes may be in truth -> how such are read as [x, y, width, height].
 FORMS: dict[str, Callable[[Doubles], Doubles]] = {
     "[x1, y1, x2, y2]": lambda b: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], axis=1),
-    "cxcywh, [centre x, centre y, width, height]": lambda b: np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, 2:]], axis=1),
+    "cxcywh, [centre x, centre y, width, height]": lambda b: np.concatenate(
+        [b[:, :2] - b[:, 2:] / 2, b[:, 2:]], axis=1
+    ),
 }
 
 

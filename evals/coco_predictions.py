@@ -90,7 +90,9 @@ def _of_records(
 ) -> Boxes:
     """Records; `files` and `names` say what their own image and category ids stand for, where a file tells."""
     try:
-        image_ids, category_ids, scores = ([item[key] for item in items] for key in ("image_id", "category_id", "score"))
+        image_ids, category_ids, scores = (
+            [item[key] for item in items] for key in ("image_id", "category_id", "score")
+        )
         # The box of a mask is the one around it; whether the record tells it does not matter.
         boxes: list[Any] = [[0, 0, 0, 0]] * len(items) if masks else [item["bbox"] for item in items]
         flat = list(chain.from_iterable(boxes))

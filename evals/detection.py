@@ -5,8 +5,9 @@ Shape letters: N predictions, M truths, both of one image unless said otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypedDict
 
 import numpy as np
@@ -17,7 +18,8 @@ from evals.coco_pairs import Pairs, PredictionLike, TruthLike, pair_up
 from evals.intervals import wilson
 from evals.matching import Matches, match_pairs
 from evals.mistakes import gains
-from evals.results import Measured
+from evals.results import Measured, slices_of
+from foveal.dataset import Sample
 from foveal.detections import BoolArray, Detections, FloatArray, IntArray, pairwise_iou
 from foveal.errors import BadInput
 
@@ -62,7 +64,9 @@ def evaluate(truth: TruthLike, predictions: PredictionLike, *, masks: bool = Fal
     return _scores(pairs, match_pairs(pairs))
 
 
-def measure(truth: TruthLike, predictions: PredictionLike, *, masks: bool = False) -> Measured:
+def measure(
+    truth: TruthLike, predictions: PredictionLike, *, masks: bool = False, samples: Iterable[Sample] = ()
+) -> Measured:
     """`evaluate`'s figures, the `errors` (AP50 that undoing each kind of mistake would give), and each image's part.
 
     Items, one an image: `classes`, `scores` and `boxes` (xyxy) of its predictions, surest first, at most 100 a class;
@@ -70,13 +74,18 @@ def measure(truth: TruthLike, predictions: PredictionLike, *, masks: bool = Fals
     or counts neither way; `truths`, the classes of what was to be found. Classes are numbers, in the order of
     `per_class`.
 
+    Args:
+        samples: the images, whose metadata says how the items can be divided.
+
     Raises:
         BadInput: as `evaluate`.
     """
     pairs = pair_up(truth, predictions, masks=masks)
     matches = match_pairs(pairs)
     figures = {**_scores(pairs, matches), "errors": gains(matches, len(pairs.classes))}
-    return Measured(figures, _items(pairs, matches))
+    known = {sample.id: sample for sample in samples}
+    slices = slices_of([known[id] for id in pairs.ids]) if known.keys() >= set(pairs.ids) else {}
+    return Measured(figures, _items(pairs, matches), slices)
 
 
 def _scores(pairs: Pairs, matches: Matches) -> DetectionScores:
@@ -150,11 +159,11 @@ def _items(pairs: Pairs, matches: Matches) -> dict[str, list[Any]]:
     real = real[np.argsort(matches.truth.image[real], kind="stable")]
     ends = np.searchsorted(matches.truth.image[real], np.arange(len(pairs.ids) + 1)).tolist()
     truths = matches.truth.category[real].tolist()
-    parts = [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    parts = [slice(a, b) for a, b in pairwise(bounds)]
     return {
         "id": list(pairs.ids),
         **{name: [column[part] for part in parts] for name, column in columns.items()},
-        "truths": [truths[a:b] for a, b in zip(ends, ends[1:], strict=False)],
+        "truths": [truths[a:b] for a, b in pairwise(ends)],
     }
 
 

@@ -36,6 +36,19 @@ class Mistake:
     truth_label: str | None = None  # label of the truth it overlaps most, where there is one
     overlap: float = 0.0  # IoU with that truth
 
+    @property
+    def words(self) -> str:
+        """What happened, in a few words."""
+        said = f"{self.label} at {self.score:.2f}"
+        return {
+            "missed": f"missed: {self.label}",
+            "background": f"nothing there: {said}",
+            "class": f"wrong kind: {said} is a {self.truth_label}",
+            "localisation": f"badly placed: {said}, IoU {self.overlap:.2f}",
+            "both": f"wrong kind and badly placed: {said} near a {self.truth_label}",
+            "duplicate": f"found twice: {said}",
+        }[self.kind]
+
 
 def mistakes(
     predictions: Sequence[Detections],

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
 
 from evals import voc
 from evals.detection import evaluate, measure
 from evals.measures import MEASURES
 from foveal.dataset import Dataset
 from foveal.detections import Detections
-from tests.evals.test_matching import NAMES, oracle, ours
+from tests.evals.test_matching import NAMES, indexed, oracle, ours
 
 DATA = Path(os.environ.get("FOVEAL_TEST_DATA", "shared-data-is-not-here"))
 OURS = dict(zip(("AP", "AP50", "AP75", "APsmall", "APmedium", "APlarge"), NAMES, strict=False)) | dict(
@@ -81,9 +80,7 @@ def of_file(path: Path) -> Detections:
 def test_the_fixture_of_shapes_by_box_and_by_mask(kind: str) -> None:
     folder = DATA / "eval_fixtures" / "faster_coco_eval"
     truth, found = (json.loads((folder / f"{side}_dataset.json").read_text()) for side in ("gt", "dt"))
-    known = COCO()
-    known.dataset = truth
-    known.createIndex()
+    known = indexed(truth)
     for record in found:
         record["segmentation"] = known.annToRLE(record)
     # The oracle takes a box's area where records have boxes, so it sees masks alone when these are compared.
