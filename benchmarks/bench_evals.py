@@ -7,9 +7,10 @@
 `COCO`, `loadRes` and `COCOeval`, in turn, in one process; the twelve numbers have to agree to 1e-9. About a third of
 the boxes lie on an object; besides, 1,000 bootstrap draws of AP on a fifth of the images.
 
-`zero_shot`: images a second of `evals.zero_shot.measure` on JPEG files of 512 px, beside the same encoder on inputs that
-are in memory: as tensors, and as decoded pictures that it still has to prepare. On a CPU decoding and the model share the
-cores, so that their times add up: a share of 1 is out of reach where decoding is much of the work.
+`zero_shot`: images a second of `evals.zero_shot.measure` on JPEG files of 512 px, beside the same encoder on inputs
+that are in memory: as tensors, and as decoded pictures that it still has to prepare. On a CPU decoding and the model
+share the cores, so that their times add up: a share of 1 is out of reach where decoding is much of the work. Where other
+jobs run beside this, CPU times say more than the clock.
 """
 
 from __future__ import annotations
@@ -89,45 +90,50 @@ def ours(truth: Path, predictions: Path) -> list[float]:
     return [-1.0 if figures[name] is None else figures[name] for name in NAMES]
 
 
-def timed(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
-    """Seconds, and the result."""
-    began = time.perf_counter()
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[dict[str, float], Any]:
+    """Seconds on the clock and of the cores, and the result."""
+    began, before = time.perf_counter(), time.process_time()
     result = work(*arguments)
-    return time.perf_counter() - began, result
+    return {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - before}, result
+
+
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure."""
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
 
 
 def average_precision(images: int, boxes: int, classes: int, repeats: int) -> dict[str, Any]:
     """Seconds of both, the largest difference of their numbers, and seconds of a bootstrap."""
     with tempfile.TemporaryDirectory() as folder:
         files = write_boxes(Path(folder), images, boxes, classes)
-        seconds: dict[str, list[float]] = {"foveal": [], "pycocotools": []}
+        runs: dict[str, list[dict[str, float]]] = {"foveal": [], "pycocotools": []}
         numbers: dict[str, list[float]] = {}
         for _ in range(repeats):
             for name, work in (("foveal", ours), ("pycocotools", pycoco)):
                 took, numbers[name] = timed(work, *files)
-                seconds[name].append(took)
-                print(f"{name}: {took:.2f} s", file=sys.stderr, flush=True)
+                runs[name].append(took)
+                print(f"{name}: {took}", file=sys.stderr, flush=True)
         fewer = max(images // 5, 1)
         with_items, measured = timed(measure, *write_boxes(Path(folder), fewer, boxes, classes))
     draws = np.random.default_rng(0).multinomial(fewer, np.full(fewer, 1 / fewer), size=1000).astype(np.float64)
     bootstrap = {name: timed(one.of, measured.items, draws)[0] for name, one in MEASURES["detection"].items()}
-    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    middle = {name: medians(values) for name, values in runs.items()}
     apart = max(abs(a - b) for a, b in zip(numbers["foveal"], numbers["pycocotools"], strict=True))
     assert apart < 1e-9, apart
     return {
         "images": images,
         "boxes": images * boxes,
         "classes": classes,
-        "seconds": middle,
-        "times_faster": middle["pycocotools"] / middle["foveal"],
+        **middle,
+        "times_faster": {key: middle["pycocotools"][key] / value for key, value in middle["foveal"].items()},
         "largest_difference": apart,
         "AP": numbers["foveal"][0],
-        "bootstrap_of_1000_draws": {"images": fewer, "measure_seconds": with_items, "seconds": bootstrap},
+        "bootstrap_of_1000_draws": {"images": fewer, "measure": with_items, **bootstrap},
     }
 
 
-def zero_shot(reference: str, folder: Path, repeats: int) -> dict[str, float]:
-    """Images a second from files, and of the encoder alone; medians of runs in turn."""
+def zero_shot(reference: str, folder: Path, repeats: int) -> dict[str, Any]:
+    """Images a second and CPU time an image from files, and of the encoder alone; medians of runs in turn."""
     encoder: Any = load_encoder(reference)
     dataset = Dataset.open(folder)
     pictures = [dataset[i].image() for i in range(min(64, len(dataset)))]
@@ -140,17 +146,27 @@ def zero_shot(reference: str, folder: Path, repeats: int) -> dict[str, float]:
         "pictures": lambda: encoder.encode_images(pictures),
         "files": lambda: name_images(encoder, dataset),
     }
-    speed: dict[str, list[float]] = {name: [] for name in cases}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for repeat in range(repeats):
         for name in list(cases)[:: -1 if repeat % 2 else 1]:
-            speed[name].append(len(dataset) / timed(cases[name])[0])
-            print(f"{reference} {name}: {speed[name][-1]:.1f} images/s", file=sys.stderr, flush=True)
-    middle = {name: statistics.median(values) for name, values in speed.items()}
-    return {
-        **{f"{name}_per_second": value for name, value in middle.items()},
-        "of_tensors": middle["files"] / middle["tensors"],
-        "of_pictures": middle["files"] / middle["pictures"],
+            took, _ = timed(cases[name])
+            runs[name].append(
+                {
+                    "images_per_second": len(dataset) / took["seconds"],
+                    "cpu_ms": 1000 * took["cpu_seconds"] / len(dataset),
+                }
+            )
+            print(f"{reference} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
+    middle = {name: medians(values) for name, values in runs.items()}
+    files = middle["files"]
+    ratios = {
+        f"of_{name}": {
+            "images_per_second": files["images_per_second"] / middle[name]["images_per_second"],
+            "cpu": middle[name]["cpu_ms"] / files["cpu_ms"],
+        }
+        for name in ("tensors", "pictures")
     }
+    return {**middle, **ratios}
 
 
 def main() -> None:

@@ -35,22 +35,13 @@ def check_format(found: Boxes, truth: Boxes, sizes: Doubles, source: str) -> Non
     Raises:
         BadInput: says which form they look like.
     """
+    _refuse_normalised(truth.boxes, sizes[truth.image], "the truth")
     surest = np.argsort(-found.score, kind="stable")[:LOOKED_AT]
     if len(surest) < FEWEST:
         return
-    looked = replace(
-        found,
-        image=found.image[surest],
-        category=found.category[surest],
-        boxes=found.boxes[surest],
-        area=found.area[surest],
-        crowd=found.crowd[surest],
-        score=found.score[surest],
-        masks=None,
-    )
+    looked = Boxes.build(found.image[surest], found.category[surest], found.boxes[surest], score=found.score[surest])
     extents = sizes[looked.image]
-    if looked.boxes.max() <= 1.0 and (not np.isfinite(extents).any() or np.nanmin(extents) > 16):
-        raise BadInput(f"the boxes of {source} look normalised to 0..1", expected="pixels, [x, y, width, height]")
+    _refuse_normalised(looked.boxes, extents, source)
     objects = replace(truth, masks=None)
     near, outside = _near(looked, objects), _outside(looked.boxes, extents)
     for name, read in FORMS.items():
@@ -66,6 +57,15 @@ def check_format(found: Boxes, truth: Boxes, sizes: Doubles, source: str) -> Non
                 expected="bbox [x, y, width, height] in pixels",
                 remedy="Convert the boxes.",
             )
+
+
+def _refuse_normalised(boxes: Doubles, extents: Doubles, source: str) -> None:
+    if len(boxes) and boxes.max() <= 1.0 and (not np.isfinite(extents).any() or np.nanmin(extents) > 16):
+        raise BadInput(
+            f"the boxes of {source} look normalised to 0..1",
+            expected="bbox [x, y, width, height] in pixels",
+            remedy="Multiply them by the width and height of their image.",
+        )
 
 
 def _near(found: Boxes, truth: Boxes) -> float:

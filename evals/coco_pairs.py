@@ -33,6 +33,7 @@ def pair_up(truth: TruthLike, predictions: PredictionLike, *, masks: bool = Fals
     known, index = read_truth(truth, masks=masks)
     found = read_predictions(predictions, index, masks=masks)
     source = str(predictions) if isinstance(predictions, str | Path) else "predictions"
+    _check_values(known, "the truth")
     _check_values(found, source)
     if masks:
         known = encoded(known, index.sizes, "the truth", measured=False)

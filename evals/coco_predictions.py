@@ -97,15 +97,15 @@ def _of_records(
         boxes: list[Any] = [[0, 0, 0, 0]] * len(items) if masks else [item["bbox"] for item in items]
         flat = list(chain.from_iterable(boxes))
         outlines = [item["segmentation"] for item in items] if masks else None
+        asked, said = dict.fromkeys(image_ids), dict.fromkeys(category_ids)
     except (KeyError, TypeError):
         raise _incomplete(items, source, masks) from None
-    images = {one: _image(files.get(one, str(one)), index) for one in dict.fromkeys(image_ids)}
+    images = {one: _image(files.get(one, str(one)), index) for one in asked}
     _refuse_images([files.get(one, str(one)) for one, known in images.items() if known is None], index, source)
     categories = {
-        one: index.categories.get(names[one]) if one in names else index.category_ids.get(one)
-        for one in dict.fromkeys(category_ids)
+        one: index.categories.get(names[one]) if one in names else index.category_ids.get(one) for one in said
     }
-    lost = [names.get(one, str(one)) for one, known in categories.items() if known is None]
+    lost = [names.get(one, repr(one)) for one, known in categories.items() if known is None]
     if lost:
         raise _unknown_classes(lost, index, source)
     try:

@@ -98,22 +98,38 @@ def _of_coco(truth: Mapping[str, Any], masks: bool) -> tuple[Boxes, Index]:
     index.aliases.update(by_id)
     found: Columns = {name: [] for name in ("image", "category", "boxes", "area", "crowd", "masks")}
     for annotation in truth["annotations"]:
-        image = by_id.get(str(annotation["image_id"]))
-        category = index.category_ids.get(int(annotation["category_id"]))
-        if image is None or category is None:
-            what = f"image {annotation['image_id']}" if image is None else f"category {annotation['category_id']}"
-            raise BadInput(f"truth annotation {annotation.get('id')} names {what}, which the file does not list")
-        box = [float(v) for v in annotation["bbox"]]
-        found["image"].append(image)
-        found["category"].append(category)
-        found["boxes"].append(box)
-        found["area"].append(float(annotation.get("area", box[2] * box[3])))
-        found["crowd"].append(bool(annotation.get("iscrowd", 0)))
-        if masks and not annotation.get("segmentation"):
-            raise BadInput(f"truth annotation {annotation.get('id')} has no segmentation", expected="a mask a box")
-        found["masks"].append(annotation.get("segmentation"))
+        try:
+            row = _row(annotation, by_id, index, masks)
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise BadInput(
+                f"truth annotation {_id_of(annotation)} is malformed: {why}",
+                expected="image_id, category_id and bbox [x, y, width, height]",
+            ) from None
+        for column, value in zip(found.values(), row, strict=True):
+            column.append(value)
     outlines = found.pop("masks")
     return Boxes.build(**found, masks=outlines if masks else None), index
+
+
+def _row(
+    annotation: Mapping[str, Any], by_id: Mapping[str, int], index: Index, masks: bool
+) -> tuple[int, int, list[float], float, bool, Any]:
+    image = by_id.get(str(annotation["image_id"]))
+    category = index.category_ids.get(int(annotation["category_id"]))
+    if image is None or category is None:
+        what = f"image {annotation['image_id']}" if image is None else f"category {annotation['category_id']}"
+        raise BadInput(f"truth annotation {_id_of(annotation)} names {what}, which the file does not list")
+    x, y, width, height = (float(v) for v in annotation["bbox"])
+    outline = annotation.get("segmentation")
+    if masks and not outline:
+        raise BadInput(f"truth annotation {_id_of(annotation)} has no segmentation", expected="a mask a box")
+    area = float(annotation.get("area", width * height))
+    return image, category, [x, y, width, height], area, bool(annotation.get("iscrowd", 0)), outline
+
+
+def _id_of(annotation: Any) -> Any:
+    return annotation.get("id") if isinstance(annotation, Mapping) else repr(annotation)[:40]
 
 
 def _in_order(ids: list[str]) -> list[int]:

@@ -102,6 +102,15 @@ def average_recall(items: Items, weights: Weights) -> Figures:
     return average_precision.recall_of(Fates.of_items(items), weights)
 
 
+def ratio_of(top: str, bottom: str) -> Callable[[Items, Weights], Figures]:
+    """The mean of one column over the mean of another; NaN where that is 0."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        return _ratio(mean_of(top)(items, weights), mean_of(bottom)(items, weights))
+
+    return measure
+
+
 DETECTION = {
     "AP": Measure(precision_at()),
     "AP50": Measure(precision_at(0)),
@@ -123,6 +132,15 @@ MEASURES: dict[str, dict[str, Measure]] = {
     },
     "detection": DETECTION,
     "segmentation": DETECTION,
+    "prelabel": {
+        "accepted_precision": Measure(ratio_of("accepted_right", "accepted")),
+        "accepted_recall": Measure(ratio_of("accepted_right", "gold")),
+        "review_rate": Measure(ratio_of("in_review", "shown"), higher_is_better=False),
+        "images_to_review": Measure(mean_of("any_review"), higher_is_better=False),
+        "precision": Measure(ratio_of("shown_right", "shown")),
+        "recall": Measure(ratio_of("shown_right", "gold")),
+        "corrections_saved_per_1000_images": Measure(mean_of("saved_per_1000")),
+    },
     "vqa": {
         "exact_match": Measure(mean_of("exact_match")),
         "anls": Measure(mean_of("anls")),

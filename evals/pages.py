@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page
+from evals import detection_page, prelabel_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -123,6 +123,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "retrieval": _searched,
     "detection": detection_page.section,
     "segmentation": detection_page.section,
+    "prelabel": prelabel_page.section,
 }
 
 
