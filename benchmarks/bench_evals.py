@@ -9,8 +9,8 @@ the boxes lie on an object; besides, 1,000 bootstrap draws of AP on a fifth of t
 
 `zero_shot`: images a second of `evals.zero_shot.measure` on JPEG files of 512 px, beside the same encoder on inputs
 that are in memory: as tensors, and as decoded pictures that it still has to prepare. On a CPU decoding and the model
-share the cores, so that their times add up: a share of 1 is out of reach where decoding is much of the work. Where other
-jobs run beside this, CPU times say more than the clock.
+share the cores, so that their times add up: a share of 1 is out of reach where decoding is much of the work. Where
+other jobs run beside this, CPU times say more than the clock.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """COCO's matching of predictions to truths, for all images, IoU thresholds and sizes at once.
 
 It gives what pycocotools' `COCOeval.evaluateImg` gives, prediction by prediction; `faster-coco-eval` keeps that to
-itself, and it is what resampling, error analysis and galleries need. docs/decisions/detection-matching.md.
+itself, and it is what resampling, error analysis and galleries need. docs/decisions/0015-matching-of-our-own.md.
 
 Shape letters: N predictions, M truths, A sizes (all, small, medium, large), T IoU thresholds.
 """
