@@ -87,7 +87,7 @@ def ours(figures: dict[str, Any]) -> list[float]:
     return [float("nan") if figures[name] is None else figures[name] for name in NAMES]
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4))
 def test_all_twelve_numbers_are_those_of_pycocotools(seed: int, classes: int) -> None:
     truth, found = a_world(np.random.default_rng(seed), classes=classes)
@@ -138,7 +138,7 @@ def drawn(truth: Coco, found: Records, times: np.ndarray[Any, Any]) -> tuple[Coc
     return result, [{**record, "image_id": copy} for record in found for copy in copies[record["image_id"]]]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1))
 def test_an_image_of_weight_two_counts_as_if_it_were_there_twice(seed: int) -> None:
     rng = np.random.default_rng(seed)
