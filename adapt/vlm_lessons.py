@@ -38,6 +38,7 @@ class Lesson:
     turns: tuple[tuple[str, str], ...]
     boxes: FloatArray | None = None
     seen: Size = (0, 0)  # of the image as the model sees it, where `boxes` are
+    phrase: str | None = None  # whose boxes they are
 
 
 def lessons(vlm: TransformersVLM, dialogues: Dialogues) -> list[Lesson]:
@@ -69,7 +70,7 @@ def _lessons(vlm: TransformersVLM, dialogue: Dialogue) -> list[Lesson]:
     if dialogue.phrase is not None and dialogue.boxes is not None:
         form, seen = box_format(vlm.family), seen_size(vlm.processor, size(dialogue.image))
         turn = (form.ask(dialogue.phrase), form.write(dialogue.phrase, dialogue.boxes, seen))
-        return [Lesson(dialogue.image, (turn,), dialogue.boxes, seen)]
+        return [Lesson(dialogue.image, (turn,), dialogue.boxes, seen, dialogue.phrase)]
     if vlm.prompts.conversational:
         return [Lesson(dialogue.image, dialogue.turns)]
     return [Lesson(dialogue.image, (turn,)) for turn in dialogue.turns]

@@ -2,73 +2,139 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from adapt.dialogues import open_dialogues
+from adapt.dialogues import Dialogues
 from adapt.job import Example, Validation
 from adapt.vlm_lessons import Lesson, lessons
-from evals.vqa import anls, exact_match, grounding_iou
+from evals.results import MOST_SLICES, Measured
+from evals.vqa import LOCATED, anls, exact_match, grounding_iou
 from foveal.errors import BadInput
-from foveal.images import decode
+from foveal.images import decode, size
 from foveal.models import load_vlm
 from foveal.progress import Progress, track
 from foveal.vlm_boxes import box_format
 from foveal.vlms import TransformersVLM
 
+if TYPE_CHECKING:
+    from foveal.dataset import Dataset
+
 BATCH = 32  # questions asked at once
-LOCATED = 0.5  # IoU from which a box counts as found
+KIND = 2  # first words of a question that say of which kind it is
+SCORES = ("exact_match", "anls", "iou", "located")
+BOXED = ("phrase", "true_boxes", "said_boxes")  # columns of answers in boxes
 
 
-def evaluate(
-    ref: str, sources: Sequence[str | Path], max_tokens: int = 64, progress: Progress | None = None
-) -> Validation:
-    """The model `ref` asked every question of `sources` (see `adapt.dialogues`); figures as in `score`.
+def load(ref: str) -> TransformersVLM:
+    """A model that can be asked in batches, after the true turns before.
 
     Raises:
-        BadInput: no dialogue can be used, or the model is of another kind.
+        BadInput: the model is of another kind.
     """
     vlm = load_vlm(ref)
     if not isinstance(vlm, TransformersVLM):
         raise BadInput(f"{ref} cannot be asked", expected="a transformers image-text-to-text model")
-    return score(vlm, lessons(vlm, open_dialogues(sources, progress)), max_tokens, progress)
+    return vlm
+
+
+def evaluate(
+    vlm: TransformersVLM, dialogues: Dialogues, max_tokens: int = 64, progress: Progress | None = None
+) -> Measured:
+    """The model asked every question; see `measure`."""
+    return measure(vlm, lessons(vlm, dialogues), max_tokens, progress)
 
 
 def score(
     vlm: TransformersVLM, tested: Sequence[Lesson], max_tokens: int, progress: Progress | None = None
 ) -> Validation:
+    """The shares and means of `measure`, and an example for each answer."""
+    measured = measure(vlm, tested, max_tokens, progress)
+    paths = [lesson.image for lesson in tested for _ in lesson.turns]
+    columns = (measured.items[name] for name in ("question", "said", "anls", "iou"))
+    examples = [
+        Example(path, question, said, iou if likeness is None else likeness)
+        for path, question, said, likeness, iou in zip(paths, *columns, strict=True)
+    ]
+    return Validation({name: value for name, value in measured.figures.items() if name != "count"}, examples)
+
+
+def measure(
+    vlm: TransformersVLM, tested: Sequence[Lesson], max_tokens: int, progress: Progress | None = None
+) -> Measured:
     """Every answer generated, after the true turns before it.
 
     Figures: `exact_match` and `anls` over answers in words, `grounding_iou` (mean) and `located` (share of questions
-    with IoU >= 0.5) over answers in boxes; those of which there are none are left out.
+    with IoU >= 0.5) over answers in boxes; those of which there are none are left out; and `count`, the questions.
+    Items, one a question: `image`, `question`, `truth` and what was `said`, the four scores (`iou` is
+    `grounding_iou`'s), None where they are not about such an answer; and of answers in boxes the `phrase` located,
+    `true_boxes` and `said_boxes`, lists of x1 y1 x2 y2 as shares of the upright image.
     """
     vlm.model.eval()
-    matches: list[float] = []
-    likeness: list[float] = []
-    overlaps: list[float] = []
-    examples: list[Example] = []
+    names = image_ids([lesson.image for lesson in tested])
+    items: dict[str, list[Any]] = {name: [] for name in ("id", "image", "question", "truth", "said", *SCORES, *BOXED)}
     asked = [(lesson, i) for lesson in tested for i in range(len(lesson.turns))]
+    before: Counter[str] = Counter()
     for start in track(progress, range(0, len(asked), BATCH), "ask"):
         chunk = asked[start : start + BATCH]
         images = {lesson.image: decode(lesson.image) for lesson, _ in chunk}
         answers = vlm.replies([(images[x.image], x.turns[:i], x.turns[i][0]) for x, i in chunk], max_tokens)
         for (lesson, i), said in zip(chunk, answers, strict=True):
+            name = names[lesson.image]
             question, truth = lesson.turns[i]
-            if lesson.boxes is not None:
-                value = grounding_iou(box_format(vlm.family).read(said, lesson.seen), lesson.boxes)
-                overlaps.append(value)
-            else:
-                value = anls(said, [truth])
-                likeness.append(value)
-                matches.append(exact_match(said, [truth]))
-            examples.append(Example(lesson.image, question, said, value))
+            row = {
+                "id": f"{name}#{before[name]}" if before[name] else name,
+                "image": name,
+                "question": question,
+                "truth": truth,
+                "said": said,
+                **_scores(vlm.family, lesson, truth, said),
+            }
+            before[name] += 1
+            for column, values in items.items():
+                values.append(row.get(column))
+    return Measured(_figures(items), items, _kinds(asked))
+
+
+def _scores(family: str, lesson: Lesson, truth: str, said: str) -> dict[str, Any]:
+    if lesson.boxes is None:
+        return {"exact_match": exact_match(said, [truth]), "anls": anls(said, [truth])}
+    boxes = box_format(family).read(said, lesson.seen)
+    value = grounding_iou(boxes, lesson.boxes)
+    shares = {"phrase": lesson.phrase, "true_boxes": lesson.boxes.tolist(), "said_boxes": boxes.tolist()}
+    return {"iou": value, "located": float(value >= LOCATED), **shares}
+
+
+def _figures(items: dict[str, list[Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
-    if matches:
-        figures |= {"exact_match": _mean(matches), "anls": _mean(likeness)}
-    if overlaps:
-        figures |= {"grounding_iou": _mean(overlaps), "located": _mean([float(v >= LOCATED) for v in overlaps])}
-    return Validation(figures, examples)
+    for column, figure in zip(SCORES, ("exact_match", "anls", "grounding_iou", "located"), strict=True):
+        values = [value for value in items[column] if value is not None]
+        if values:
+            figures[figure] = sum(values) / len(values)
+    return {**figures, "count": float(len(items["id"]))}
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _kinds(asked: Sequence[tuple[Lesson, int]]) -> dict[str, list[str | None]]:
+    """How questions begin, and which phrases were to be located: what the items can be divided by."""
+    begins = [
+        " ".join(lesson.turns[i][0].lower().split()[:KIND]) if lesson.boxes is None else None for lesson, i in asked
+    ]
+    columns: dict[str, list[str | None]] = {"question": begins, "phrase": [lesson.phrase for lesson, _ in asked]}
+    return {name: column for name, column in columns.items() if 1 < len({*column} - {None}) <= MOST_SLICES}
+
+
+def image_ids(paths: Sequence[Path]) -> dict[Path, str]:
+    """A name for each image: its path from the folder that holds them all."""
+    home = os.path.commonpath([path.absolute().parent for path in paths]) if paths else ""
+    return {path: path.absolute().relative_to(home).as_posix() for path in paths}
+
+
+def pictures(dialogues: Dialogues) -> Dataset:
+    """The images that are asked about, under the names that the items of `measure` give them."""
+    from foveal.dataset import Dataset, Sample
+
+    names = image_ids([dialogue.image for dialogue in dialogues.items])
+    return Dataset.build((Sample(name, path, *size(path)) for path, name in names.items()), ())

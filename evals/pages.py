@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page, prelabel_page
+from evals import detection_page, prelabel_page, vqa_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -34,7 +34,8 @@ def page(result: Result, dataset: Dataset | None = None) -> Report:
     ]
     if result.subject.licence:
         facts.insert(1, ("licence", result.subject.licence))
-    report = Report(result.name.replace("-", " ").capitalize(), f"Task: {result.task}.", facts=facts)
+    title = "VQA" if result.name == "vqa" else result.name.replace("-", " ").capitalize()
+    report = Report(title, f"Task: {result.task}.", facts=facts)
     add(report, result, dataset)
     return report
 
@@ -64,11 +65,15 @@ def slices(report: Report, result: Result) -> None:
             continue
         weights = np.stack([(values == word).astype(np.float64) for word in words])
         figures = np.stack([measure.of(result.items, weights) for _, measure in measures], axis=1)
-        order = np.argsort(figures[:, 0] * (1 if measures[0][1].higher_is_better else -1), kind="stable")
+        told = [j for j in range(len(measures)) if np.isfinite(figures[:, j]).any()]  # answers in words have no boxes
+        if not told:
+            continue
+        order = np.argsort(figures[:, told[0]] * (1 if measures[told[0]][1].higher_is_better else -1), kind="stable")
         rows: list[list[Cell]] = [
-            [words[i], int(weights[i].sum()), *(None if np.isnan(f) else float(f) for f in figures[i])] for i in order
+            [words[i], int(weights[i].sum()), *(None if np.isnan(f) else float(f) for f in figures[i, told])]
+            for i in order
         ]
-        report.table((name, "items", *(figure.replace("_", " ") for figure, _ in measures)), rows)
+        report.table((name, "items", *(measures[j][0].replace("_", " ") for j in told)), rows)
 
 
 def _named(report: Report, result: Result, samples: Samples) -> None:
@@ -124,6 +129,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "detection": detection_page.section,
     "segmentation": detection_page.section,
     "prelabel": prelabel_page.section,
+    "vqa": vqa_page.section,
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from foveal.detections import FloatArray, pairwise_iou
 
+LOCATED = 0.5  # IoU from which a box counts as found
 ARTICLES = frozenset(("a", "an", "the"))
 WORDS = {
     word: str(i)

@@ -37,8 +37,13 @@ def keep(
     out: Path | None,
     name: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    fingerprint: str | None = None,
 ) -> None:
-    """Write a result and its page where `--out` asks for it, and say where they are."""
+    """Write a result and its page where `--out` asks for it, and say where they are.
+
+    Args:
+        fingerprint: of the data, where the truth is not in `dataset`.
+    """
     if out is None:
         return
     from evals.pages import write
@@ -46,7 +51,7 @@ def keep(
 
     path = result_path(out)
     subject = Subject.of(reference, model)
-    data = Data(source=source, fingerprint=dataset.fingerprint, images=len(dataset))
+    data = Data(source=source, fingerprint=fingerprint or dataset.fingerprint, images=len(dataset))
     page = write(watch.result(task, measured, subject, data, name=name, settings=settings), path, dataset)
     typer.echo(f"kept in {path}; look at {page}", err=True)
 
@@ -104,12 +109,22 @@ def eval_vqa(
     ],
     vlm: Annotated[str, typer.Option("--vlm", metavar="REF", help="Vision-language model, optionally +adapter.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 64,
+    out: ResultFile = None,
+    name: ResultName = None,
     json_: Json = False,
 ) -> None:
     """Exact match and ANLS of answers, and IoU of answered boxes.
 
-    Example: foveal eval vqa --data runs/site --vlm hf:Qwen/Qwen2.5-VL-3B-Instruct
+    Example: foveal eval vqa --data runs/site --vlm hf:Qwen/Qwen2.5-VL-3B-Instruct --out runs/eval/vqa.json
     """
-    from adapt.vlm_score import evaluate
+    from adapt.dialogues import open_dialogues
+    from adapt.vlm_score import evaluate, load, pictures
+    from evals.results import Stopwatch
 
-    emit(evaluate(vlm, data, max_tokens, live_progress()).figures, json_)
+    dialogues, watch, model = open_dialogues(data, live_progress()), Stopwatch(), load(vlm)
+    for path, reason in dialogues.skipped:
+        typer.echo(f"left out {path}: {reason}", err=True)
+    measured = evaluate(model, dialogues, max_tokens, live_progress())
+    settings, said = {"max_tokens": max_tokens}, ", ".join(data)
+    keep("vqa", watch, measured, vlm, model, said, pictures(dialogues), out, name, settings, dialogues.fingerprint)
+    emit(measured.figures, json_)
