@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.special import log_softmax
+from threadpoolctl import threadpool_limits  # pyright: ignore[reportMissingTypeStubs]
 
 from evals import zero_shot
 from foveal.detections import FloatArray, IntArray
@@ -25,6 +26,7 @@ Doubles = npt.NDArray[np.float64]
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of the linear probe's penalty, strongest first
 ONE_SHOT_STRENGTH = 1e-3  # where there is nothing to choose it on
 FOLDS = 5
+SMALL = 1e8  # multiplications a step below which threads wait for each other longer than they compute
 ALPHAS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # weight of the cache beside the class names
 BETAS = (1.0, 3.0, 5.5, 10.0, 30.0, 100.0)  # how fast it fades with distance
 ONE_SHOT_ALPHA, ONE_SHOT_BETA = 1.0, 5.5  # arXiv 2111.03930, section 4.1
@@ -150,12 +152,18 @@ def compare(
         BadInput: fewer than two classes among the shots, or lengths disagree.
     """
     features, truth = test
-    logits = {
+    return {name: zero_shot.scores(values, truth) for name, values in logits(names, scale, shots, features).items()}
+
+
+def logits(
+    names: FloatArray, scale: float, shots: tuple[FloatArray, Sequence[int]], features: FloatArray
+) -> dict[str, npt.NDArray[Any]]:
+    """What each of the three methods makes of `features` (M, D): (M, C), whose scales are their own; see `compare`."""
+    return {
         "zero-shot": features @ names.T,
         "Tip-Adapter": tip_adapter(names, scale, *shots).logits(features),
         "linear probe": linear_probe(*shots, len(names)).logits(features),
     }
-    return {name: zero_shot.scores(values, truth) for name, values in logits.items()}
 
 
 def _checked(features: FloatArray, labels: Sequence[int]) -> IntArray:
@@ -208,9 +216,10 @@ def _fit_probe(features: FloatArray, truth: IntArray, classes: int, strengths: S
     flat: Doubles = np.zeros(classes * (dimension + 1))
     probes: list[LinearProbe] = []
     for strength in strengths:
-        found: Any = minimize(
-            cost, flat, args=(strength,), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6}
-        )
+        with threadpool_limits(1 if features.size * classes < SMALL else None, "blas"):
+            found: Any = minimize(
+                cost, flat, args=(strength,), jac=True, method="L-BFGS-B", options={"maxiter": 500, "gtol": 1e-6}
+            )
         flat = found.x
         weights, bias = flat[: classes * dimension].reshape(classes, dimension), flat[classes * dimension :]
         probes.append(LinearProbe(weights, bias - weights @ centre, strength))

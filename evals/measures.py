@@ -123,6 +123,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "top5": Measure(share_within("rank", 5)),
         "mean_class_accuracy": Measure(mean_by("right", "class")),
     },
+    "few-shot": {f"{method}_top1": Measure(mean_of(method)) for method in ("zero_shot", "tip_adapter", "linear_probe")},
     "retrieval": {
         "recall_at_1": Measure(share_within("rank", 1)),
         "recall_at_5": Measure(share_within("rank", 5)),

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page, prelabel_page, vqa_page
+from evals import detection_page, few_shot_page, prelabel_page, vqa_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
+from evals.zero_shot import crop_of
 from foveal.dataset import Dataset, Sample
 
 WORST = 12  # pictures in a gallery of mistakes
@@ -91,7 +92,7 @@ def _named(report: Report, result: Result, samples: Samples) -> None:
     shown = [i for i in worst if items["image"][i] in samples][:WORST]
     report.gallery(
         (
-            samples[items["image"][i]].image(),
+            crop_of(samples[items["image"][i]], items["id"][i]),
             f"{items['class'][i]}, called {items['said'][i]} at {items['confidence'][i]:.2f}",
         )
         for i in shown
@@ -124,7 +125,7 @@ def _searched(report: Report, result: Result, samples: Samples) -> None:
 
 SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "zero-shot": _named,
-    "few-shot": _named,
+    "few-shot": few_shot_page.section,
     "retrieval": _searched,
     "detection": detection_page.section,
     "segmentation": detection_page.section,

@@ -108,6 +108,28 @@ def curves(
     return figure
 
 
+def spreads(lines: Mapping[str, tuple[Numbers, Numbers, Numbers]], *, x: str, y: str) -> Figure:
+    """Means with a band around each; `lines` maps a name to (x, mean, half the band's height), each (T,), x > 0.
+
+    The axis is logarithmic, with a tick for each x.
+    """
+    figure, axes = _axes()
+    for (name, (at, mean, spread)), colour, dash in zip(lines.items(), COLOUR, DASHES, strict=False):
+        middle, half = np.asarray(mean, np.float64), np.asarray(spread, np.float64)
+        axes.fill_between(np.asarray(at), middle - half, middle + half, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(
+            np.asarray(at), middle, label=_plain(name), color=colour, linestyle=dash, linewidth=1.8, marker="o",
+            markersize=4,
+        )  # fmt: skip
+    ticks = sorted({float(value) for at, _, _ in lines.values() for value in at})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel=x, ylabel=y)
+    _legend(axes, len(lines), loc="best")
+    return figure
+
+
 def path(
     points: Sequence[tuple[float, float]], names: Sequence[str], *, x: str, y: str, marked: int | None = None
 ) -> Figure:

@@ -114,6 +114,12 @@ def each_crop(
             yield Crop(sample.id, sample, index[sample.label], sample.image())
 
 
+def crop_of(sample: Sample, id: str, context: float = 0.1) -> Image:
+    """The piece of an image that `each_crop` calls `id`; the whole image where that is no piece of it."""
+    names = () if sample.truth is None else sample.truth.names
+    return next((crop.image for crop in each_crop([sample], names, context) if crop.id == id), sample.image())
+
+
 def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
     """All of `each_crop` and their labels.
 
@@ -123,6 +129,47 @@ def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[li
     found = list(each_crop(dataset, dataset.classes, context, min_side))
     _something(len(found))
     return [crop.image for crop in found], [crop.label for crop in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Crops or labelled images as vectors."""
+
+    ids: list[str]
+    samples: list[Sample]
+    labels: IntArray  # (N,) in the classes
+    vectors: FloatArray  # (N, D)
+
+
+def embedded(
+    encoder: Encoder,
+    dataset: Iterable[Sample],
+    classes: Sequence[str],
+    context: float = 0.1,
+    progress: Progress | None = None,
+    *,
+    after: FloatArray | None = None,
+) -> Embedded:
+    """All of `each_crop` through the encoder, and then through the matrix `after` (D, M); memory stays flat.
+
+    Raises:
+        BadInput: nothing in the dataset has a class.
+    """
+    ids: list[str] = []
+    samples: list[Sample] = []
+    labels: list[int] = []
+    blocks: list[FloatArray] = []
+
+    def cut(sample: Sample) -> Iterator[tuple[tuple[str, Sample, int], Image]]:
+        return (((c.id, sample, c.label), c.image) for c in each_crop([sample], classes, context))
+
+    for keys, vectors in encoded(encoder, track(progress, dataset, "embed crops"), cut):
+        blocks.append(vectors if after is None else vectors @ after)
+        ids.extend(id for id, _, _ in keys)
+        samples.extend(sample for _, sample, _ in keys)
+        labels.extend(label for _, _, label in keys)
+    _something(len(ids))
+    return Embedded(ids, samples, np.array(labels, np.int64), np.concatenate(blocks))
 
 
 def measure(
@@ -141,22 +188,8 @@ def measure(
         BadInput: nothing in the dataset has a class.
     """
     names = class_embeddings(encoder, dataset.classes, templates)
-    ids: list[str] = []
-    samples: list[Sample] = []
-    labels: list[int] = []
-    similarity: list[FloatArray] = []
-
-    def cut(sample: Sample) -> Iterator[tuple[tuple[str, Sample, int], Image]]:
-        return (((c.id, sample, c.label), c.image) for c in each_crop([sample], dataset.classes, context))
-
-    for keys, vectors in encoded(encoder, track(progress, dataset, "name crops"), cut):
-        similarity.append(vectors @ names.T)
-        ids.extend(id for id, _, _ in keys)
-        samples.extend(sample for _, sample, _ in keys)
-        labels.extend(label for _, _, label in keys)
-    _something(len(ids))
-    cosine = np.concatenate(similarity)
-    truth = np.array(labels)
+    found = embedded(encoder, dataset, dataset.classes, context, progress, after=names.T)
+    ids, samples, truth, cosine = found.ids, found.samples, found.labels, found.vectors
     ranks, said = _ranks(cosine, truth), cosine.argmax(axis=1)
     logits = encoder.logit_scale * (cosine - cosine.max(axis=1, keepdims=True)).astype(np.float64)
     kinds = [dataset.classes[label] for label in truth]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveal.errors import BadInput
 from foveal.options import DEFAULT_ENCODER, EncoderRef, live_progress
 from foveal.printing import Json, emit
 
@@ -100,6 +101,49 @@ def eval_zero_shot(
     measured = measure(model, dataset, progress=live_progress())
     keep("zero-shot", watch, measured, encoder, model, data, dataset, out, name)
     emit(measured.figures, json_)
+
+
+@eval_app.command("few-shot")
+def eval_few_shot(
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with class labels or boxes.")],
+    test: Annotated[
+        str | None, typer.Option("--test", metavar="SOURCE", help="Images to ask; without it, half of --data.")
+    ] = None,
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    shots: Annotated[str, typer.Option(metavar="N,N", help="Examples a class.")] = "1,4,16",
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of the examples.")] = 3,
+    out: ResultFile = None,
+    name: ResultName = None,
+    json_: Json = False,
+) -> None:
+    """Accuracy from a handful of examples: zero-shot, Tip-Adapter and a linear probe, over several draws.
+
+    Example: foveal eval few-shot --data runs/site --shots 1,4,16 --seeds 3 --out runs/eval/few-shot.json
+    """
+    import hashlib
+
+    from evals.results import Stopwatch
+    from evals.shots import measure
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder
+
+    numbers, dataset, asked = _numbers(shots), Dataset.open(data), None if test is None else Dataset.open(test)
+    watch, model = Stopwatch(), load_encoder(encoder)
+    measured = measure(model, dataset, asked, numbers, seeds, progress=live_progress())
+    settings, both, source = {"shots": numbers, "seeds": seeds}, None, data
+    if asked is not None and out is not None:
+        both = hashlib.sha256(f"{dataset.fingerprint}{asked.fingerprint}".encode()).hexdigest()
+        source = f"{test}, with examples of {data}"
+    keep("few-shot", watch, measured, encoder, model, source, asked or dataset, out, name, settings, both)
+    emit(measured.figures, json_)
+
+
+def _numbers(text: str) -> list[int]:
+    """Numbers of examples from `1,4,16`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise BadInput(f"--shots {text!r} cannot be used", expected="whole numbers above 0, as in 1,4,16")
+    return [int(part) for part in parts]
 
 
 @eval_app.command("vqa")
