@@ -83,12 +83,12 @@ def _mistakes(report: Report, result: Result, samples: Samples, method: str) -> 
     pairs = Counter((items["class"][i], items[f"{column}_said"][i]) for i in wrong)
     report.table(("is", "was called", "times"), [(*pair, count) for pair, count in pairs.most_common(WORST)])
     seen: Counter[tuple[str, str]] = Counter()
-    turns: list[tuple[int, int]] = []  # so that the gallery goes through the confusions before it repeats one
+    turns: list[tuple[int, int, int]] = []  # the gallery goes through the confusions before it repeats one
     for i in sorted(wrong, key=lambda i: items[column][i]):
         pair = items["class"][i], items[f"{column}_said"][i]
-        turns.append((seen[pair], i))
+        turns.append((seen[pair], -pairs[pair], i))
         seen[pair] += 1
-    shown = [i for _, i in sorted(turns, key=lambda turn: turn[0]) if items["image"][i] in samples][:WORST]
+    shown = [i for *_, i in sorted(turns, key=lambda turn: turn[:2]) if items["image"][i] in samples][:WORST]
     report.gallery(
         (
             crop_of(samples[items["image"][i]], items["id"][i]),

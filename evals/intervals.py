@@ -36,7 +36,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95, *, one_sided: bool 
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = max(0.0, centre - half), min(1.0, centre + half)
+    return low if successes else 0.0, high if successes < n else 1.0  # exactly so, but for rounding
 
 
 def lower_bounds(correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, confidence: float = 0.95) -> Array:

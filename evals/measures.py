@@ -142,6 +142,16 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "recall": Measure(ratio_of("shown_right", "gold")),
         "corrections_saved_per_1000_images": Measure(mean_of("saved_per_1000")),
     },
+    "search": {
+        "index_recall": Measure(mean_of("index_recall")),
+        "precision": Measure(mean_of("precision")),
+        "recall": Measure(mean_of("recall")),
+        "ndcg": Measure(mean_of("ndcg")),
+        "first_right": Measure(mean_of("first_right")),
+        "right_refusals": Measure(mean_of("right_refusal")),
+        "false_refusals": Measure(mean_of("false_refusal"), higher_is_better=False),
+        "refusal_precision": Measure(ratio_of("refused_rightly", "known_refusal")),
+    },
     "vqa": {
         "exact_match": Measure(mean_of("exact_match")),
         "anls": Measure(mean_of("anls")),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page, few_shot_page, prelabel_page, vqa_page
+from evals import detection_page, few_shot_page, prelabel_page, search_page, vqa_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -130,6 +130,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "detection": detection_page.section,
     "segmentation": detection_page.section,
     "prelabel": prelabel_page.section,
+    "search": search_page.section,
     "vqa": vqa_page.section,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evals import plots
-from evals.calibration import wilson
+from evals.intervals import wilson
 from evals.report import Report, State
 from evals.results import Result
 from evals.vqa import LOCATED

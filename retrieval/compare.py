@@ -6,7 +6,7 @@ Shape letters: Q queries.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,10 +21,10 @@ SAMPLES = 2000  # of the bootstrap
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text to search for, and the URIs that should be found, where that is known."""
+    """A text to search for, and the URIs that should be found, where that is known; none where nothing should be."""
 
     text: str
-    relevant: frozenset[str] = frozenset()
+    relevant: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def compare(
     changed = sorted((one for one in differences if one.before != one.after), key=lambda one: one.overlap)
     if not judged:
         return Comparison(len(texts), overlap, 0, changed=changed)
-    old, new = (np.array([_recall(found[i], questions[i].relevant, k) for i in judged]) for found in answers)
+    old, new = (np.array([_recall(found[i], questions[i].relevant or (), k) for i in judged]) for found in answers)
     picks = np.random.default_rng(0).integers(len(judged), size=(SAMPLES, len(judged)))
     low, high = np.percentile((new - old)[picks].mean(axis=1), [2.5, 97.5]).tolist()
     return Comparison(len(texts), overlap, len(judged), float(old.mean()), float(new.mean()), (low, high), changed)
@@ -97,8 +97,11 @@ def read_questions(path: Path) -> list[Question]:
             continue
         try:
             record = json.loads(line)
-            found.append(Question(record["text"], frozenset(record.get("relevant", ()))))
-        except (ValueError, KeyError, TypeError) as error:
+            relevant = record.get("relevant")
+            if isinstance(relevant, str):
+                raise TypeError("relevant is a text")
+            found.append(Question(record["text"], None if relevant is None else frozenset(relevant)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             wanted = '{"text": "...", "relevant": [URI, ...]}'
             raise BadInput(f"{path}, line {number}: {error}", expected=wanted) from error
     return found
@@ -109,5 +112,5 @@ def _answers(archive: Archive, encoder: Encoder, texts: Sequence[str], k: int) -
     return [[hit.uri for hit in hits] for hits in archive.nearest(encoder.encode_texts(texts), k)]
 
 
-def _recall(found: Sequence[str], relevant: frozenset[str], k: int) -> float:
-    return len(set(found) & relevant) / min(k, len(relevant))
+def _recall(found: Sequence[str], relevant: Collection[str], k: int) -> float:
+    return len(set(found) & set(relevant)) / min(k, len(relevant))
