@@ -72,7 +72,7 @@ class Subject(_Part):
     def of(cls, reference: str, model: object = None) -> Subject:
         """What a reference names, with what the loaded model and its files say of themselves."""
         licence = megabytes = None
-        if model is not None:
+        if model is not None and not reference.startswith(("http://", "https://")):  # a server's files are its own
             folder = parse_ref(reference).folder
             licence = licence_of(reference)
             if folder is not None and folder.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,16 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveal.errors import BadInput
-from foveal.options import DEFAULT_ENCODER, EncoderRef, live_progress
+from foveal.options import DEFAULT_ENCODER, live_progress
 from foveal.printing import Json, emit
 
 if TYPE_CHECKING:
     from evals.results import Measured, Stopwatch
     from foveal.dataset import Dataset
+    from foveal.models import Encoder
 
 ResultFile = Annotated[
     Path | None,
     typer.Option("--out", metavar="FILE.json", help="Keep the result, item by item, and a page to look at beside it."),
+]
+EncoderOrServer = Annotated[
+    str,
+    typer.Option(
+        "--encoder", metavar="REF", help="Image-text encoder, optionally +adapter, or the http address of a server."
+    ),
 ]
 ResultName = Annotated[
     str | None, typer.Option("--name", help="What gates and comparisons call the result; the task's name by default.")
@@ -57,10 +65,22 @@ def keep(
     typer.echo(f"kept in {path}; look at {page}", err=True)
 
 
+def _encoder(reference: str) -> Encoder:
+    """What a reference names as an encoder; a server is asked with the key in FOVEAL_API_KEY."""
+    from foveal.models import load_encoder
+
+    if not reference.startswith(("http://", "https://")):
+        return load_encoder(reference)
+    from foveal.client import Client
+    from foveal.remote_encoder import RemoteEncoder
+
+    return RemoteEncoder(Client(reference, os.environ.get("FOVEAL_API_KEY")))
+
+
 @eval_app.command("retrieval")
 def eval_retrieval(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with captions.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
+    encoder: EncoderOrServer = DEFAULT_ENCODER,
     out: ResultFile = None,
     name: ResultName = None,
     json_: Json = False,
@@ -72,9 +92,8 @@ def eval_retrieval(
     from evals.results import Stopwatch
     from evals.retrieval import measure
     from foveal.dataset import Dataset
-    from foveal.models import load_encoder
 
-    dataset, watch, model = Dataset.open(data), Stopwatch(), load_encoder(encoder)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), _encoder(encoder)
     measured = measure(model, dataset, progress=live_progress())
     keep("retrieval", watch, measured, encoder, model, data, dataset, out, name)
     emit(measured.figures, json_)
@@ -83,7 +102,7 @@ def eval_retrieval(
 @eval_app.command("zero-shot")
 def eval_zero_shot(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with class labels or boxes.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
+    encoder: EncoderOrServer = DEFAULT_ENCODER,
     out: ResultFile = None,
     name: ResultName = None,
     json_: Json = False,
@@ -95,9 +114,8 @@ def eval_zero_shot(
     from evals.results import Stopwatch
     from evals.zero_shot import measure
     from foveal.dataset import Dataset
-    from foveal.models import load_encoder
 
-    dataset, watch, model = Dataset.open(data), Stopwatch(), load_encoder(encoder)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), _encoder(encoder)
     measured = measure(model, dataset, progress=live_progress())
     keep("zero-shot", watch, measured, encoder, model, data, dataset, out, name)
     emit(measured.figures, json_)
@@ -109,7 +127,7 @@ def eval_few_shot(
     test: Annotated[
         str | None, typer.Option("--test", metavar="SOURCE", help="Images to ask; without it, half of --data.")
     ] = None,
-    encoder: EncoderRef = DEFAULT_ENCODER,
+    encoder: EncoderOrServer = DEFAULT_ENCODER,
     shots: Annotated[str, typer.Option(metavar="N,N", help="Examples a class.")] = "1,4,16",
     seeds: Annotated[int, typer.Option(min=1, help="Draws of the examples.")] = 3,
     out: ResultFile = None,
@@ -125,10 +143,9 @@ def eval_few_shot(
     from evals.results import Stopwatch
     from evals.shots import measure
     from foveal.dataset import Dataset
-    from foveal.models import load_encoder
 
     numbers, dataset, asked = _numbers(shots), Dataset.open(data), None if test is None else Dataset.open(test)
-    watch, model = Stopwatch(), load_encoder(encoder)
+    watch, model = Stopwatch(), _encoder(encoder)
     measured = measure(model, dataset, asked, numbers, seeds, progress=live_progress())
     settings, both, source = {"shots": numbers, "seeds": seeds}, None, data
     if asked is not None and out is not None:

@@ -424,6 +424,7 @@ class ModelCard(BaseModel):
     fingerprint: str
     classes: list[str] | None = None
     dimension: int | None = None
+    logit_scale: float | None = Field(default=None, description="of an encoder: what a cosine is multiplied by")
 
 
 class ModelList(BaseModel):

@@ -143,6 +143,7 @@ def _card(name: str, model: Model, started: int) -> schemas.ModelCard:
         fingerprint=model.fingerprint,
         classes=list(getattr(model, "classes", ())) or None,
         dimension=getattr(model, "dimension", None),
+        logit_scale=getattr(model, "logit_scale", None),
     )
 
 
