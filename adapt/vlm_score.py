@@ -6,9 +6,9 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from adapt.dialogues import Dialogues
+from adapt.dialogues import Dialogue, Dialogues
 from adapt.job import Example, Validation
 from adapt.vlm_lessons import Lesson, lessons
 from evals.results import MOST_SLICES, Measured
@@ -18,15 +18,31 @@ from foveal.images import decode, size
 from foveal.models import load_vlm
 from foveal.progress import Progress, track
 from foveal.vlm_boxes import box_format
+from foveal.vlm_prompts import Turns
 from foveal.vlms import TransformersVLM
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from foveal.dataset import Dataset
 
 BATCH = 32  # questions asked at once
 KIND = 2  # first words of a question that say of which kind it is
 SCORES = ("exact_match", "anls", "iou", "located")
 BOXED = ("phrase", "true_boxes", "said_boxes")  # columns of answers in boxes
+
+
+class Answering(Protocol):
+    """What can be asked: a `TransformersVLM`, or a server's model."""
+
+    @property
+    def family(self) -> str | None:
+        """How it writes boxes, see `foveal.vlm_boxes`; None where nobody said."""
+        ...
+
+    def replies(self, asked: Sequence[tuple[Image, Turns, str]], max_tokens: int = 64) -> list[str]:
+        """The answer to each (image, earlier turns, question)."""
+        ...
 
 
 def load(ref: str) -> TransformersVLM:
@@ -41,11 +57,28 @@ def load(ref: str) -> TransformersVLM:
     return vlm
 
 
-def evaluate(
-    vlm: TransformersVLM, dialogues: Dialogues, max_tokens: int = 64, progress: Progress | None = None
-) -> Measured:
-    """The model asked every question; see `measure`."""
-    return measure(vlm, lessons(vlm, dialogues), max_tokens, progress)
+def evaluate(vlm: Answering, dialogues: Dialogues, max_tokens: int = 64, progress: Progress | None = None) -> Measured:
+    """The model asked every question; see `measure`.
+
+    Raises:
+        BadInput: boxes are asked for, and it is not known how the model writes them.
+    """
+    known = lessons(vlm, dialogues) if isinstance(vlm, TransformersVLM) else [_lesson(vlm, d) for d in dialogues.items]
+    return measure(vlm, known, max_tokens, progress)
+
+
+def _lesson(vlm: Answering, dialogue: Dialogue) -> Lesson:
+    """A dialogue for a model that takes conversations and whose processor cannot be looked into."""
+    if dialogue.phrase is None or dialogue.boxes is None:
+        return Lesson(dialogue.image, dialogue.turns)
+    if vlm.family is None:
+        raise BadInput(
+            "it is not known how this model writes boxes",
+            remedy="Name its family, as in --vlm-family qwen2_5_vl, or ask for no boxes.",
+        )
+    form, seen = box_format(vlm.family), size(dialogue.image)
+    turn = (form.ask(dialogue.phrase), form.write(dialogue.phrase, dialogue.boxes, seen))
+    return Lesson(dialogue.image, (turn,), dialogue.boxes, seen, dialogue.phrase)
 
 
 def score(
@@ -62,9 +95,7 @@ def score(
     return Validation({name: value for name, value in measured.figures.items() if name != "count"}, examples)
 
 
-def measure(
-    vlm: TransformersVLM, tested: Sequence[Lesson], max_tokens: int, progress: Progress | None = None
-) -> Measured:
+def measure(vlm: Answering, tested: Sequence[Lesson], max_tokens: int, progress: Progress | None = None) -> Measured:
     """Every answer generated, after the true turns before it.
 
     Figures: `exact_match` and `anls` over answers in words, `grounding_iou` (mean) and `located` (share of questions
@@ -73,7 +104,8 @@ def measure(
     `grounding_iou`'s), None where they are not about such an answer; and of answers in boxes the `phrase` located,
     `true_boxes` and `said_boxes`, lists of x1 y1 x2 y2 as shares of the upright image.
     """
-    vlm.model.eval()
+    if isinstance(vlm, TransformersVLM):
+        vlm.model.eval()
     names = image_ids([lesson.image for lesson in tested])
     items: dict[str, list[Any]] = {name: [] for name in ("id", "image", "question", "truth", "said", *SCORES, *BOXED)}
     asked = [(lesson, i) for lesson in tested for i in range(len(lesson.turns))]
@@ -99,8 +131,8 @@ def measure(
     return Measured(_figures(items), items, _kinds(asked))
 
 
-def _scores(family: str, lesson: Lesson, truth: str, said: str) -> dict[str, Any]:
-    if lesson.boxes is None:
+def _scores(family: str | None, lesson: Lesson, truth: str, said: str) -> dict[str, Any]:
+    if lesson.boxes is None or family is None:
         return {"exact_match": exact_match(said, [truth]), "anls": anls(said, [truth])}
     boxes = box_format(family).read(said, lesson.seen)
     value = grounding_iou(boxes, lesson.boxes)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__, eval_detection_cli, eval_prelabel_cli, eval_search_cli, precision_cli
+from foveal import __version__, eval_detection_cli, eval_prelabel_cli, eval_search_cli, eval_vqa_cli, precision_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.compare_cli import eval_compare
@@ -42,6 +42,7 @@ eval_app.command("compare")(eval_compare)
 eval_app.command("detection")(eval_detection_cli.detection)
 eval_app.command("prelabel")(eval_prelabel_cli.prelabel)
 eval_app.command("search")(eval_search_cli.search)
+eval_app.command("vqa")(eval_vqa_cli.vqa)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")

@@ -161,31 +161,3 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) for part in parts):
         raise BadInput(f"--shots {text!r} cannot be used", expected="whole numbers above 0, as in 1,4,16")
     return [int(part) for part in parts]
-
-
-@eval_app.command("vqa")
-def eval_vqa(
-    data: Annotated[
-        list[str], typer.Option("--data", metavar="SOURCE", help="Dialogues, questions or boxes; repeatable.")
-    ],
-    vlm: Annotated[str, typer.Option("--vlm", metavar="REF", help="Vision-language model, optionally +adapter.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens an answer may have.")] = 64,
-    out: ResultFile = None,
-    name: ResultName = None,
-    json_: Json = False,
-) -> None:
-    """Exact match and ANLS of answers, and IoU of answered boxes.
-
-    Example: foveal eval vqa --data runs/site --vlm hf:Qwen/Qwen2.5-VL-3B-Instruct --out runs/eval/vqa.json
-    """
-    from adapt.dialogues import open_dialogues
-    from adapt.vlm_score import evaluate, load, pictures
-    from evals.results import Stopwatch
-
-    dialogues, watch, model = open_dialogues(data, live_progress()), Stopwatch(), load(vlm)
-    for path, reason in dialogues.skipped:
-        typer.echo(f"left out {path}: {reason}", err=True)
-    measured = evaluate(model, dialogues, max_tokens, live_progress())
-    settings, said = {"max_tokens": max_tokens}, ", ".join(data)
-    keep("vqa", watch, measured, vlm, model, said, pictures(dialogues), out, name, settings, dialogues.fingerprint)
-    emit(measured.figures, json_)
