@@ -99,6 +99,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "median_rank": Measure(median_of("rank"), higher_is_better=False),
         "map": Measure(mean_of("precision")),
     },
+    "scenarios": {"pass_rate": Measure(mean_of("passed"))},
     "vqa": {
         "exact_match": Measure(mean_of("exact_match")),
         "anls": Measure(mean_of("anls")),

@@ -22,6 +22,7 @@ from foveal.memory_cli import memory_app
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
 from foveal.registry_cli import registry_app
+from foveal.scenario_cli import scenarios_app
 from foveal.serve_cli import keys_app, serve
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ for command in (precision_cli.sample, precision_cli.audit, precision_cli.suspect
     prelabel_app.command()(command)
 app.add_typer(prelabel_app, name="prelabel")
 app.add_typer(registry_app, name="registry")
+app.add_typer(scenarios_app, name="scenarios")
 app.command()(distill)
 app.command()(export)
 app.command()(serve)

@@ -1,0 +1,79 @@
+"""Models of a running server, asked as if they were loaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from foveal.errors import BadInput, Unavailable
+from foveal.served import (
+    ServedDetector,
+    ServedEncoder,
+    ServedOpenDetector,
+    ServedVLM,
+    connect,
+    is_server,
+)
+from serve.app import create_app
+from serve.server import running
+from tests.serve.conftest import ColourDetector, ColourEncoder, ColourTalker, draw
+
+SCENE = draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)))
+
+
+@pytest.fixture(scope="module")
+def url(app: FastAPI) -> Iterator[str]:
+    with running(app) as address:
+        yield address
+
+
+def test_a_served_detector_says_what_the_model_says(url: str) -> None:
+    served = connect(url, ["detector", "open-detector"])
+    assert isinstance(served, ServedDetector)
+    assert served.classes == ColourDetector.classes
+    assert served.fingerprint == ColourDetector.fingerprint
+    for there, here in zip(served.detect([SCENE, SCENE]), ColourDetector().detect([SCENE, SCENE]), strict=True):
+        np.testing.assert_allclose(there.boxes, here.boxes, atol=0.01)
+        np.testing.assert_allclose(there.scores, here.scores, atol=1e-4)
+        assert there.label_names == here.label_names
+
+
+def test_a_served_open_detector_takes_the_prompts(url: str) -> None:
+    served = connect(url, ["open-detector"])
+    assert isinstance(served, ServedOpenDetector)
+    assert served.detect([SCENE], ["blue", "green"])[0].label_names == ["blue"]
+
+
+def test_a_served_encoder_gives_the_same_vectors(url: str) -> None:
+    served = connect(url, ["encoder"])
+    assert isinstance(served, ServedEncoder)
+    np.testing.assert_allclose(
+        served.encode_images([SCENE, SCENE]), ColourEncoder().encode_images([SCENE] * 2), atol=1e-5
+    )
+
+
+def test_a_served_vlm_answers() -> None:
+    with running(create_app(vlm=ColourTalker())) as address:
+        served = connect(address, ["vlm"])
+        assert isinstance(served, ServedVLM)
+        assert served.answer(SCENE, "is there anything red") == "yes"
+        with pytest.raises(BadInput, match="not asked of a server"):
+            served.locate(SCENE, "red")
+
+
+def test_a_model_that_is_not_there_is_refused_with_those_that_are(url: str) -> None:
+    with pytest.raises(BadInput, match=r"serves no vlm; received .*\(detector\)"):
+        connect(url, ["vlm"])
+    with pytest.raises(BadInput, match="called 'yeti'"):
+        connect(f"{url}#yeti", ["detector"])
+    assert is_server(url)
+    assert not is_server("onnx:./folder")
+
+
+def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveal.client_calls.WAIT", 0.0)
+    with pytest.raises(Unavailable, match="does not answer"):
+        connect("http://127.0.0.1:9", ["detector"])
