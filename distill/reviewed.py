@@ -22,8 +22,8 @@ import numpy as np
 from distill.prelabel import load_report
 from distill.prelabels import PREDICTIONS, detections, records
 from distill.records import Record
-from evals.calibration import wilson
 from evals.detection import assign
+from evals.intervals import wilson
 from foveal.artifacts import write_text
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, IntArray, pairwise_iou

@@ -58,6 +58,38 @@ def lower_bounds(correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, co
     return np.where(k > 0, bounds, 0.0)
 
 
+def share_bounds(
+    correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, confidence: float = 0.95, *, one_sided: bool = False
+) -> tuple[float, float]:
+    """Interval (low, high) of the proportion that N outcomes leave; (0, 1) without any.
+
+    Clopper and Pearson's exact interval of the effective sample, as `lower_bounds`. With `one_sided` each end alone is
+    a bound at `confidence`.
+    """
+    y = np.asarray(correct, dtype=np.float64)
+    if not len(y):
+        return 0.0, 1.0
+    hits, effect = float(y.sum()), 1.0
+    if groups is not None:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        sizes, right = np.bincount(place).astype(np.float64), np.bincount(place, weights=y).astype(np.float64)
+        effect = _design_effect(sizes, right, len(y), hits)
+    size = len(y) / effect
+    k, tail = hits / effect, (1 - confidence) if one_sided else (1 - confidence) / 2
+    low = float(betaincinv(k, size - k + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(k + 1, size - k, 1 - tail)) if hits < len(y) else 1.0
+    return low, high
+
+
+def _design_effect(sizes: Array, right: Array, n: float, hits: float) -> float:
+    """Variance of a share between groups of `sizes` (G,) over that of independent outcomes, at least 1."""
+    share, met = hits / n, len(sizes)
+    if not 0 < share < 1 or met < 2:
+        return 1.0
+    between = float(((right - share * sizes) ** 2).sum()) / n**2 * met / (met - 1)
+    return max(1.0, between / (share * (1 - share) / n))
+
+
 def _design_effects(y: Array, groups: npt.NDArray[Any]) -> Array:
     """Of each prefix: variance of its share between groups over the variance of independent outcomes, at least 1."""
     known, place = np.unique(groups, return_inverse=True)
@@ -67,10 +99,8 @@ def _design_effects(y: Array, groups: npt.NDArray[Any]) -> Array:
     for i, (group, right) in enumerate(zip(place.tolist(), y.tolist(), strict=True)):
         count[group] += 1.0, right
         n, hits = n + 1, hits + right
-        share, met = hits / n, int((count[:, 0] > 0).sum())
-        if 0 < share < 1 and met > 1:
-            between = float(((count[:, 1] - share * count[:, 0]) ** 2).sum()) / n**2 * met / (met - 1)
-            result[i] = max(1.0, between / (share * (1 - share) / n))
+        seen = count[count[:, 0] > 0]
+        result[i] = _design_effect(seen[:, 0], seen[:, 1], n, hits)
     return result
 
 

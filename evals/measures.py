@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.reliability import TINY
 from evals.results import Result
 from foveal.errors import BadInput, UnknownName
 
@@ -86,6 +87,45 @@ def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+def squared_error(column: str, truth: str) -> Callable[[Items, Weights], Figures]:
+    """The mean of (probability - outcome)^2: Brier's score of `column` against `truth` (0 or 1)."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = known & told
+        return _ratio(weights @ np.where(both, (p - y) ** 2, 0.0), weights @ both.astype(np.float64))
+
+    return measure
+
+
+def log_loss(column: str, truth: str) -> Callable[[Items, Weights], Figures]:
+    """The mean negative log-likelihood of the outcomes `truth` (0 or 1) under the probabilities of `column`."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = known & told
+        q = np.clip(np.where(both, p, 0.5), TINY, 1 - TINY)
+        loss = np.where(both, -(y * np.log(q) + (1 - y) * np.log1p(-q)), 0.0)
+        return _ratio(weights @ loss, weights @ both.astype(np.float64))
+
+    return measure
+
+
+def calibration_error(column: str, truth: str, bins: int = 15) -> Callable[[Items, Weights], Figures]:
+    """Expected calibration error of `column` against `truth`, over bins of equal width as `evals.reliability.ece`."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = np.flatnonzero(known & told)
+        place = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), p[both], side="left") - 1, 0, bins - 1)
+        member = np.zeros((len(both), bins))
+        member[np.arange(len(both)), place] = y[both] - p[both]
+        chosen = weights[:, both]
+        return _ratio(np.abs(chosen @ member).sum(axis=1), chosen.sum(axis=1))
+
+    return measure
+
+
 MEASURES: dict[str, dict[str, Measure]] = {
     "zero-shot": {
         "top1": Measure(mean_of("right")),
@@ -98,6 +138,13 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "recall_at_10": Measure(share_within("rank", 10)),
         "median_rank": Measure(median_of("rank"), higher_is_better=False),
         "map": Measure(mean_of("precision")),
+    },
+    "calibration": {
+        "ece": Measure(calibration_error("confidence", "right"), higher_is_better=False),
+        "brier": Measure(squared_error("confidence", "right"), higher_is_better=False),
+        "nll": Measure(log_loss("confidence", "right"), higher_is_better=False),
+        "accuracy": Measure(mean_of("right")),
+        "mean_confidence": Measure(mean_of("confidence")),
     },
     "scenarios": {"pass_rate": Measure(mean_of("passed"))},
     "vqa": {
