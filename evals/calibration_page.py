@@ -122,4 +122,4 @@ def _classes(
         curves = {"as stated": (stated[mine], right[mine])}
         if chosen is not None:
             curves[f"after {chosen}"] = (mended[mine], right[mine])
-        report.plot(plots.reliability_lines(curves), f"{name}, {int(mine.sum()):,} predictions")
+        report.plot(plots.reliability_lines(curves, bins=5), f"{name}, {int(mine.sum()):,} predictions")

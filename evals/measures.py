@@ -71,6 +71,24 @@ def median_of(column: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+def quantile_of(column: str, share: float) -> Callable[[Items, Weights], Figures]:
+    """A quantile of a column, straight between order statistics as numpy has it; a weight is how often one counts."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        values, known = _numbers(items[column])
+        order = np.argsort(np.where(known, values, np.inf), kind="stable")[: int(known.sum())]
+        if not len(order):
+            return np.full(len(weights), np.nan)
+        heights = np.cumsum(weights[:, order], axis=1)  # (B, N)
+        at = np.maximum(heights[:, -1] - 1, 0) * share
+        low = np.floor(at)
+        below, above = ((heights <= k[:, None]).sum(axis=1).clip(max=len(order) - 1) for k in (low, low + 1))
+        lower, upper = values[order][below], values[order][above]
+        return np.where(heights[:, -1] > 0, lower + (upper - lower) * (at - low), np.nan)
+
+    return measure
+
+
 def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
     """The mean over groups of each group's mean: every class counts alike, however many items it has."""
 
@@ -145,6 +163,12 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "nll": Measure(log_loss("confidence", "right"), higher_is_better=False),
         "accuracy": Measure(mean_of("right")),
         "mean_confidence": Measure(mean_of("confidence")),
+    },
+    "speed": {
+        "p50_ms": Measure(quantile_of("ms", 0.50), higher_is_better=False),
+        "p95_ms": Measure(quantile_of("ms", 0.95), higher_is_better=False),
+        "p99_ms": Measure(quantile_of("ms", 0.99), higher_is_better=False),
+        "mean_ms": Measure(mean_of("ms"), higher_is_better=False),
     },
     "scenarios": {"pass_rate": Measure(mean_of("passed"))},
     "vqa": {

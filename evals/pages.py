@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import calibration_page, scenario_page
+from evals import calibration_page, scenario_page, speed_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -126,6 +126,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "retrieval": _searched,
     "scenarios": scenario_page.section,
     "calibration": calibration_page.section,
+    "speed": speed_page.section,
 }
 
 

@@ -221,7 +221,7 @@ def test_every_example_is_accepted_by_what_it_is_for() -> None:
     from adapt.clip import ClipSettings
     from distill.ontology import Ontology
     from distill.train import TrainSettings
-    from evals import gates, scenario_suite
+    from evals import gates, prices, scenario_suite
     from foveal.config import load
     from serve.quickstart import QuickstartSettings
 
@@ -230,7 +230,10 @@ def test_every_example_is_accepted_by_what_it_is_for() -> None:
         if path.stem in schemas:
             assert load(schemas[path.stem], path)
         else:
-            assert {"ontology": Ontology.load, "gates": gates.load, "scenarios": scenario_suite.read}[path.stem](path)
+            readers = {
+                "ontology": Ontology.load, "gates": gates.load, "scenarios": scenario_suite.read, "prices": prices.read,
+            }  # fmt: skip
+            assert readers[path.stem](path)
         text = path.read_text().replace(" \\\n#        ", "")
         lines = [words for words in re.findall(r"^#     foveal (.*)", text, flags=re.MULTILINE) if path.name in words]
         assert [parse(shlex.split(line)).params for line in lines], path.name

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi import FastAPI
 
+from evals.speed import measure, time_model
+from evals.speed_probe import Request
 from foveal.errors import BadInput, Unavailable
 from foveal.served import (
     ServedDetector,
@@ -77,3 +80,15 @@ def test_a_server_that_is_down_is_said_to_be(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("foveal.client_calls.WAIT", 0.0)
     with pytest.raises(Unavailable, match="does not answer"):
         connect("http://127.0.0.1:9", ["detector"])
+
+
+@pytest.mark.parametrize("kind", ["detector", "open-detector", "encoder"])
+def test_a_server_is_timed_by_several_callers_at_once(url: str, pictures: Path, kind: str) -> None:
+    files = sorted(str(file) for file in pictures.glob("*.png"))[:3]
+    asked = {"reference": url, "kind": kind, "images": files, "batches": [1, 3], "calls": 4, "seconds": 0}
+    timed = time_model(Request.model_validate({**asked, "prompts": ["red"]}))
+    assert (len(timed.ms), timed.images[3]) == (4, Path(files[0]).name)
+    assert list(timed.images_per_second) == [1, 3]
+    figures = measure(timed).figures
+    assert figures["peak_memory_mb"] is None
+    assert "server's machine" in figures["energy"]
