@@ -15,6 +15,7 @@ import typer
 from foveal import __version__, eval_calibration_cli, eval_speed_cli, precision_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
+from foveal.card_cli import card_app
 from foveal.distill_cli import distill, export, prelabel_app
 from foveal.errors import FovealError
 from foveal.eval_cli import eval_app
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
+app.add_typer(card_app, name="card")
 eval_app.command()(eval_calibration_cli.calibration)
 eval_app.command()(eval_speed_cli.speed)
 app.add_typer(eval_app, name="eval")
