@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -79,6 +79,7 @@ def create_app(
     cache_bytes: int = 0,
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
+    figures: Callable[[], Awaitable[bytes]] | None = None,
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
@@ -99,6 +100,7 @@ def create_app(
         cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
+        figures: what `/metrics` tells where several processes serve together; None: what this one knows.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review*, *Curate* and *Models*, those that can work.
 
     Raises:
@@ -190,7 +192,7 @@ def create_app(
         app.include_router(router)
     if keys is not None:
         app.include_router(login(keys))
-    app.include_router(operations(engine, metrics))
+    app.include_router(operations(engine, metrics, figures))
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(rest: str) -> None:  # before the pages, which would answer with one of theirs
