@@ -91,16 +91,30 @@ def _design_effect(sizes: Array, right: Array, n: float, hits: float) -> float:
 
 
 def _design_effects(y: Array, groups: npt.NDArray[Any]) -> Array:
-    """Of each prefix: variance of its share between groups over the variance of independent outcomes, at least 1."""
-    known, place = np.unique(groups, return_inverse=True)
-    count = np.zeros((len(known), 2))  # of each group so far: outcomes, and those that were right
-    result = np.ones(len(y))
-    n = hits = 0.0
-    for i, (group, right) in enumerate(zip(place.tolist(), y.tolist(), strict=True)):
-        count[group] += 1.0, right
-        n, hits = n + 1, hits + right
-        seen = count[count[:, 0] > 0]
-        result[i] = _design_effect(seen[:, 0], seen[:, 1], n, hits)
+    """`_design_effect` of each prefix of outcomes (N,) -> (N,).
+
+    The sum of squares between groups, sum of (right - share * size)^2, is made of three sums that only grow.
+    """
+    _, place = np.unique(groups, return_inverse=True)
+    size, right = _before(np.ones(len(y)), place), _before(y, place)  # of each outcome's group, before it
+    squares, products, sizes = (
+        np.cumsum(y * (2 * right + 1)), np.cumsum(size * y + right + y), np.cumsum(2 * size + 1),
+    )  # fmt: skip
+    n, met = np.arange(1, len(y) + 1, dtype=np.float64), np.cumsum(size == 0)
+    share = np.cumsum(y) / n
+    told = (share > 0) & (share < 1) & (met > 1)
+    between = (squares - 2 * share * products + share**2 * sizes) / n**2 * met / np.maximum(met - 1, 1)
+    return np.where(told, np.maximum(between / np.where(told, share * (1 - share) / n, 1.0), 1.0), 1.0)
+
+
+def _before(values: Array, place: npt.NDArray[np.intp]) -> Array:
+    """The sum (N,) of what came before each value in its own group."""
+    order = np.argsort(place, kind="stable")
+    ranked, total = place[order], np.cumsum(values[order])
+    first = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    start = np.maximum.accumulate(np.where(first, np.arange(len(values)), 0))  # of the group of each, in `order`
+    result = np.empty(len(values))
+    result[order] = total - values[order] - (total[start] - values[order][start])
     return result
 
 

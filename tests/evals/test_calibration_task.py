@@ -129,6 +129,11 @@ def test_intervals_agree_with_the_bounds_and_widen_with_groups() -> None:
     low, high = share_bounds(y, None, 0.95, one_sided=True)
     assert low == pytest.approx(lower_bounds(y)[-1])
     assert share_bounds(y, images, 0.95, one_sided=True)[0] == pytest.approx(lower_bounds(y, images)[-1])
+    shuffled = RNG.permutation(60)
+    bounds = lower_bounds(y[shuffled], images[shuffled])
+    for end in range(1, 61):  # of every prefix, as if it were all there is
+        alone = share_bounds(y[shuffled][:end], images[shuffled][:end], 0.95, one_sided=True)[0]
+        assert bounds[end - 1] == pytest.approx(alone, abs=1e-9)
     together = np.repeat(RNG.random(12) < 0.8, 5)
     apart, wide = share_bounds(together), share_bounds(together, images)
     assert wide[0] < apart[0] < together.mean() < apart[1] < wide[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from foveal.served import (
 )
 from serve.app import create_app
 from serve.server import running
+from tests.command import foveal
 from tests.serve.conftest import ColourDetector, ColourEncoder, ColourTalker, draw
 
 SCENE = draw(("red", (4, 6, 20, 30)), ("blue", (30, 10, 60, 40)))
@@ -92,3 +94,41 @@ def test_a_server_is_timed_by_several_callers_at_once(url: str, pictures: Path, 
     figures = measure(timed).figures
     assert figures["peak_memory_mb"] is None
     assert "server's machine" in figures["energy"]
+
+
+SUITE = """
+cases:
+  - name: red is seen
+    images: [red-0.png]
+    expect: {detect: {present: [red], absent: [blue], score: 0.5}}
+    severity: blocker
+    owner: me
+    why: it was missed
+    added: 2026-01-02
+  - name: red is found
+    images: [red-0.png]
+    expect: {search: {text: red, within: 3}}
+    severity: major
+    owner: me
+    why: it was not
+    added: 2026-01-02
+  - name: red is not among the blue
+    images: [red-0.png]
+    expect: {search: {text: blue, within: 3}}
+    severity: minor
+    owner: me
+    why: to see it fail
+    added: 2026-01-02
+"""
+
+
+@pytest.mark.parametrize("name", ["detector", "open-detector"])
+def test_a_server_runs_a_scenario_suite(url: str, pictures: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(pictures / "red-0.png", tmp_path)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(SUITE)
+    assert foveal("scenarios", "lock", str(suite)).code == 0
+    ran = foveal("scenarios", "run", str(suite), "--detector", f"{url}#{name}", "--archive", url, "--json")
+    assert ran.code == 0, ran.err
+    assert [row["verdict"] for row in ran.json["verdicts"]] == ["holds", "holds", "FAILS"]
+    assert "found at rank" in ran.json["verdicts"][1]["seen"]
