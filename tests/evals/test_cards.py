@@ -110,7 +110,7 @@ def named(folder: Path, **more: Any) -> Result:
         "right": right,
         "rank": [1 if r else 2 for r in right],
     }
-    slices = {"light": ["day"] * 30 + ["night"] * 10, "camera": ["a", "b"] * 20}
+    slices = {"light": ["day"] * 30 + ["night"] * 10, "camera": ["b"] * 6 + ["a"] * 34}
     return measured(folder, "zero-shot", {"top1": 0.75, "top5": 1.0, "note": "x"}, items, slices=slices, **more)
 
 
