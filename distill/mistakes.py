@@ -24,7 +24,7 @@ class Mistake:
     """The boxes of one image that a reviewer had to mend."""
 
     sample: Sample
-    missed: Detections  # drawn, moved or given another label: what should have been found
+    missed: Detections  # drawn, given another label or moved far: what should have been found
     wrong: Detections  # removed, or of another label: what should not have been, and nothing like it is there
 
     @property
@@ -33,8 +33,10 @@ class Mistake:
         return len(self.missed) + len(self.wrong)
 
 
-def mistakes(out: str | Path) -> Iterator[Mistake]:
-    """Of each image of the job in `out` that came back corrected, what was wrong; images without a change are left out.
+def mistakes(out: str | Path, iou: float = 0.5) -> Iterator[Mistake]:
+    """Of each image of the job in `out` that came back corrected, what was wrong; images without it are left out.
+
+    A box that was only moved was missed if it overlaps what it became by less than `iou`.
 
     Raises:
         BadInput: `out` is no labelling job, or nothing of it was reviewed.
@@ -57,7 +59,12 @@ def mistakes(out: str | Path) -> Iterator[Mistake]:
         final = final_boxes(line, classes)
         what, owner = compare(shown, final)
         changed = [row for row, change in enumerate(what) if change in ("removed", "relabelled")]
-        missed = [i for i, row in enumerate(owner.tolist()) if row < 0 or what[row] != "kept"]
+        overlap = pairwise_iou(shown.boxes, final.boxes)
+        missed = [
+            i
+            for i, row in enumerate(owner.tolist())
+            if row < 0 or what[row] == "relabelled" or (what[row] == "moved" and overlap[row, i] < iou)
+        ]
         found = Mistake(sample, final[missed], _not_there(shown[changed], final))
         if found.count:
             yield found

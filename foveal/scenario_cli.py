@@ -250,16 +250,16 @@ def scenarios_add(
     ] = False,
     json_: Json = False,
 ) -> None:
-    """Turn corrections into cases: a picture whose boxes people drew, moved or renamed must be found so from now on.
+    """Turn corrections into cases: boxes that people drew, renamed or moved far must be found from now on.
 
-    Boxes that people removed must not come back. From a labelled set that tells nothing of what was wrong, every box
-    of every picture is demanded.
+    Boxes that people removed must not come back; far is an overlap of less than --iou. From a labelled set that tells
+    nothing of what was wrong, every box of every picture is demanded.
 
     Example: foveal scenarios add scenarios.yaml --from runs/prelabels --owner "night shift" --severity blocker
     """
     from evals.scenario_growth import grow
 
-    drafts = sorted(_drafts(Path(source)), key=lambda draft: -(len(draft.missed) + len(draft.wrong)))
+    drafts = sorted(_drafts(Path(source), iou), key=lambda draft: -(len(draft.missed) + len(draft.wrong)))
     names = grow(
         suite, drafts[:limit], owner=owner, severity=severity, source=source, score=score, iou=iou, why=why,
         copy=not reference,
@@ -267,7 +267,7 @@ def scenarios_add(
     emit({"suite": str(suite), "added": len(names), "known": len(drafts[:limit]) - len(names), "names": names}, json_)
 
 
-def _drafts(source: Path) -> Iterator[Draft]:
+def _drafts(source: Path, iou: float) -> Iterator[Draft]:
     from evals.scenario_growth import Draft
     from foveal.dataset import Dataset
     from foveal.detections import Detections
@@ -275,7 +275,7 @@ def _drafts(source: Path) -> Iterator[Draft]:
     if (source / "boxes.jsonl").is_file():  # a labelling job
         from distill.mistakes import mistakes
 
-        yield from (Draft(one.sample.path, one.missed, one.wrong) for one in mistakes(source))
+        yield from (Draft(one.sample.path, one.missed, one.wrong) for one in mistakes(source, iou))
         return
     for sample in Dataset.open(source):
         if sample.truth is not None and len(sample.truth):

@@ -211,3 +211,8 @@ def test_what_people_mended_is_what_was_wrong(job: Path, hidden: Dataset) -> Non
     assert only.missed.label_names == [CLASSES[other], shown.label_names[0]]  # given another label, and drawn
     assert only.wrong.label_names == shown.label_names[:2]  # removed, and what was there before
     np.testing.assert_allclose(only.wrong.boxes, shown.boxes[:2], atol=0.01)
+    moved = replace(shown, boxes=shown.boxes + np.array([0, 0, 4, 0], np.float32))  # a little wider
+    take_back(job, people.with_truth([moved], CLASSES))
+    assert list(mistakes(job)) == []
+    (strict,) = mistakes(job, 0.95)
+    assert len(strict.missed) == len(shown)
