@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foveal.options import BlurPrompts, BlurRef, BlurThreshold
+from foveal.options import BlurPrompts, BlurRef, BlurThreshold, DeviceName, EncoderRuntime
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
@@ -105,6 +105,8 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    device: DeviceName = None,
+    runtime: EncoderRuntime = "torch",
     workers: Annotated[
         int,
         typer.Option(
@@ -154,6 +156,8 @@ def serve(
         cache_megabytes=cache,
         cors_origins=tuple(cors_origin or ()),
         registry=registry,
+        device=device,
+        runtime=runtime,
         share=share,
         bars=tuple(bar or ()),
         otlp=otlp,

@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from distill.labeller import Labeller
 from foveal import __version__
 from foveal.errors import BadInput, FovealError
-from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
+from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel, load_encoder
 from retrieval.archive import Archive
 from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
@@ -61,6 +61,7 @@ def create_app(
     *,
     archive: Archive | Mapping[str, Archive] | None = None,
     encoder: Encoder | None = None,
+    encoders: Callable[[str], Encoder] = load_encoder,
     detector: Detector | None = None,
     open_detector: OpenDetector | None = None,
     vlm: VisionLanguageModel | None = None,
@@ -88,6 +89,7 @@ def create_app(
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
         encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
             `vlm`, `labeller` and `memory`, the default of its kind; a detector may be a `serve.versions.Rollout`.
+        encoders: loads the encoder of an archive's next generation.
         models: further models of any kind, by the name that requests use.
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
@@ -154,7 +156,7 @@ def create_app(
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
             if archives:
-                tasks.start_soon(generations.follow, engine)
+                tasks.start_soon(generations.follow, engine, encoders)
             yield
             tasks.cancel_scope.cancel()
         if keys is not None:

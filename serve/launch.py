@@ -12,7 +12,7 @@ from opentelemetry.trace import TracerProvider
 from pydantic import BaseModel, ConfigDict, Field
 
 from distill.prelabel import load_labeller
-from foveal.models import VisionLanguageModel, load_encoder, load_open_detector, load_vlm
+from foveal.models import Encoder, Runtime, VisionLanguageModel, load_encoder, load_open_detector, load_vlm
 from retrieval.archive import Archive
 from retrieval.blur import load_blur
 from retrieval.memory import ExemplarMemory
@@ -62,6 +62,8 @@ class Launch(BaseModel):
     cache_megabytes: float = 0.0
     cors_origins: tuple[str, ...] = ()
     registry: Path = Path("runs/registry")
+    device: str | None = None
+    runtime: Runtime = "torch"
     share: float = 0.1
     bars: tuple[str, ...] = ()
     otlp: str | None = None
@@ -91,20 +93,21 @@ class Launch(BaseModel):
         figures: Callable[[], Awaitable[bytes]] | None,
     ) -> FastAPI:
         opened = Archive.open(self.archive) if self.archive else None
-        encoder = load_encoder(opened.encoder) if opened is not None else None
+        encoder = self._encoder(opened.encoder) if opened is not None else None
         remembered = None
         if self.memory is not None:
             stored = Stored.read(self.memory)
             own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
-            remembered = ExemplarMemory.load(self.memory, own or load_encoder(stored.encoder))
+            remembered = ExemplarMemory.load(self.memory, own or self._encoder(stored.encoder))
         kept = self.corrections or (self.review / STORE if self.review else None)
         told = Corrections(kept) if kept else None
         detector = self.detector and detector_of(self.detector, self.registry, self.share, Bars.read(self.bars))
         return create_app(
             archive=opened,
             encoder=encoder,
+            encoders=self._encoder,
             detector=detector or None,
-            open_detector=load_open_detector(self.open_detector) if self.open_detector else None,
+            open_detector=load_open_detector(self.open_detector, self.device) if self.open_detector else None,
             models={**self._vlms(), **models},
             labeller=load_labeller(self.prelabels, registry=self.registry) if self.prelabels else None,
             pictures=Pictures(self.label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(self.allow_hosts)),
@@ -123,6 +126,9 @@ class Launch(BaseModel):
             demo=self.demo,
         )
 
+    def _encoder(self, reference: str) -> Encoder:
+        return load_encoder(reference, self.device, self.runtime)
+
     def _spending(self) -> Spending:
         return Spending(None if self.together is None else self.together / "spending.sqlite")
 
@@ -135,5 +141,5 @@ class Launch(BaseModel):
             elif ref.startswith(("http://", "https://")):
                 loaded += remote_vlms(ref, key=os.environ.get("FOVEAL_VLM_KEY"), family=self.vlm_family)
             else:
-                loaded.append(load_vlm(ref))
+                loaded.append(load_vlm(ref, self.device))
         return {"vlm" if number == 0 else one.name: one for number, one in enumerate(loaded)}
