@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from foveal.errors import BadInput, FovealError
+from foveal.models import Runtime
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,6 +46,7 @@ class Request(BaseModel):
     registry: str | None = None
     size: int | None = None
     threads: int | None = None
+    runtime: Runtime = "torch"  # of an encoder
 
 
 class Timed(BaseModel):
@@ -123,7 +125,7 @@ def loaded(request: Request) -> tuple[Any, Callable[[Sequence[Image]], Any]]:
 
     registry = None if request.registry is None else Path(request.registry)
     if request.kind == "encoder":
-        encoder = models.load_encoder(request.reference)
+        encoder = models.load_encoder(request.reference, runtime=request.runtime)
         return encoder, encoder.encode_images
     if request.kind == "detector":
         detector = models.load_detector(request.reference, registry, threads=request.threads, size=request.size)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from foveal.options import EncoderRuntime
 from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
@@ -33,6 +34,7 @@ def speed(
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens its answer may have.")] = 16,
     size: Annotated[int | None, typer.Option(metavar="PX", help="Side that a detector sees.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of an exported detector.")] = None,
+    runtime: EncoderRuntime = "torch",
     prices: Annotated[Path | None, typer.Option(metavar="FILE", help="YAML table of prices.")] = None,
     machine: Annotated[str | None, typer.Option(help="Which machine of the table this is.")] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
@@ -56,6 +58,8 @@ def speed(
     from foveal.served import is_server
 
     path = None if out is None else result_path(out)
+    if runtime != "torch" and (is_server(model) or (as_ or kind_of(model)) != "encoder"):
+        raise BadInput("--runtime is for encoders that are timed here", received=model)
     if machine is not None and prices is None:
         raise BadInput(f"--machine {machine} needs a table", expected="--prices FILE")
     table = None if prices is None else tables.read(prices)
@@ -70,7 +74,7 @@ def speed(
             "images": [str(sample.path) for sample in shown], "batches": batch or [1, 8], "calls": calls,
             "warmup": warmup, "seconds": seconds, "prompts": [word.strip() for word in prompts.split(",")],
             "question": question, "max_tokens": max_tokens, "registry": str(registry), "size": size,
-            "threads": threads,
+            "threads": threads, "runtime": runtime,
         }
     )  # fmt: skip
     busy = os.getloadavg()[0] / usable_cores() if hasattr(os, "getloadavg") else None
@@ -88,6 +92,7 @@ def speed(
             "load_per_core": busy, "machine": charged, "price": None if price is None else price.model_dump(),
             **({"prompts": request.prompts} if request.kind == "open-detector" else {}),
             **({"question": question, "max_tokens": max_tokens} if request.kind == "vlm" else {}),
+            **({"runtime": runtime} if request.kind == "encoder" and not is_server(model) else {}),
             **({"size": size} if size else {}), **({"threads": threads} if threads else {}),
         }  # fmt: skip
         kept = watch.result("speed", measured, subject, about, name=name, settings=settings)
