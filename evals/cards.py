@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from evals import card_results
-from evals.gates import GateReport
 from evals.markdown import bullets, code, flat, inline, number, pairs
 from evals.results import Result
+from evals.verdicts import Check, GateReport
 from foveal import artifacts
 from foveal.artifacts import Manifest
 from foveal.errors import BadInput, FovealError
@@ -273,9 +273,15 @@ def _gate(gate: GateReport) -> str:
     lines = ["| gate | measured | bar | verdict |", "| --- | ---: | ---: | --- |"]
     for check in gate.checks:
         value = "not measured" if check.value is None else number(check.value)
-        bar = inline(check.bar_text) if check.bar is None else number(check.bar)
-        lines.append(f"| {inline(check.name)} | {value} | {check.op} {bar} | {'pass' if check.passed else 'fail'} |")
+        value = "" if check.value is None and check.op == "is" else value
+        lines.append(f"| {inline(check.name)} | {value} | {_bar(check)} | {check.word} |")
     return f"The gate {'passed' if gate.passed else 'did not pass'}.\n\n" + "\n".join(lines)
+
+
+def _bar(check: Check) -> str:
+    if check.op in ("is", "change"):  # said in words, not by a number
+        return inline(check.bar_text)
+    return f"{check.op} {inline(check.bar_text) if check.bar is None else number(check.bar)}"
 
 
 def _made(facts: Mapping[str, Any]) -> str:
