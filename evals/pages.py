@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import calibration_page, scenario_page, speed_page
+from evals import calibration_page, detection_page, prelabel_page, scenario_page, speed_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -127,6 +127,9 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "scenarios": scenario_page.section,
     "calibration": calibration_page.section,
     "speed": speed_page.section,
+    "detection": detection_page.section,
+    "segmentation": detection_page.section,
+    "prelabel": prelabel_page.section,
 }
 
 

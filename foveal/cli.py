@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__, eval_calibration_cli, eval_speed_cli, precision_cli
+from foveal import (
+    __version__,
+    eval_calibration_cli,
+    eval_detection_cli,
+    eval_prelabel_cli,
+    eval_speed_cli,
+    precision_cli,
+)
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.card_cli import card_app
@@ -44,6 +51,8 @@ app.add_typer(card_app, name="card")
 eval_app.command()(eval_calibration_cli.calibration)
 eval_app.command()(eval_speed_cli.speed)
 eval_app.command("compare")(eval_compare)
+eval_app.command("detection")(eval_detection_cli.detection)
+eval_app.command("prelabel")(eval_prelabel_cli.prelabel)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")
