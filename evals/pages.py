@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page, prelabel_page
+from evals import calibration_page, detection_page, prelabel_page, scenario_page, speed_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -56,12 +56,15 @@ def slices(report: Report, result: Result) -> None:
     measures = list(measures_of(result).items())[:4]
     if not measures or not result.slices:
         return
-    report.section("Slices", f"The same figures on parts of the data; parts of fewer than {FEWEST} items are left out.")
+    told = False
     for name, column in result.slices.items():
         values = np.array([value or "" for value in column])
         words = [word for word in np.unique(values).tolist() if word and (values == word).sum() >= FEWEST]
         if len(words) < 2:
             continue
+        if not told:
+            report.section("Slices", f"The same figures on parts; parts of fewer than {FEWEST} items are left out.")
+            told = True
         weights = np.stack([(values == word).astype(np.float64) for word in words])
         figures = np.stack([measure.of(result.items, weights) for _, measure in measures], axis=1)
         order = np.argsort(figures[:, 0] * (1 if measures[0][1].higher_is_better else -1), kind="stable")
@@ -121,6 +124,9 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "zero-shot": _named,
     "few-shot": _named,
     "retrieval": _searched,
+    "scenarios": scenario_page.section,
+    "calibration": calibration_page.section,
+    "speed": speed_page.section,
     "detection": detection_page.section,
     "segmentation": detection_page.section,
     "prelabel": prelabel_page.section,
