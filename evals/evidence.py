@@ -109,7 +109,8 @@ def _merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Result]]:
     """Figures of several files by name, and those that are results."""
     figures: dict[str, Any] = {}
     results: list[Result] = []
-    for path in [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]:
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    for path in files:
         loaded = _json(path)
         if is_result(loaded) or str(loaded.get("schema", "")).startswith(
             "foveal."

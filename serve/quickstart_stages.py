@@ -29,7 +29,8 @@ from distill.prelabel import prelabel
 from distill.students import load_student
 from distill.train import train, training_set
 from evals import cards, gates, retrieval, zero_shot
-from evals.detection import evaluate, measure
+from evals.detection import evaluate
+from evals.detection import measure as detection_measured
 from evals.evidence import gather
 from evals.results import Stopwatch
 from evals.speed import detector_latency
@@ -238,7 +239,7 @@ def evaluation(run: Run) -> dict[str, Any]:
             found += model.detect(images[start : start + 8], EVERYTHING)
             run.progress.advance(len(images[start : start + 8]))
         run.progress.finish()
-        measured = measure(test, found, samples=test)
+        measured = detection_measured(test, found, samples=test)
         if name in sides:
             keep(run, sides[name], "detection", measured, model.name, model, ("test", test), watch)
         scores = measured.figures
