@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from evals import robustness_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -42,8 +43,10 @@ def add(report: Report, result: Result, dataset: Dataset | None = None) -> None:
     """The sections of a result, for a page that may hold several."""
     samples: Samples = {sample.id: sample for sample in dataset} if dataset is not None else {}
     report.section("Figures")
-    report.table(("figure", "value"), _flat(result.figures))
-    if result.task in SECTIONS:
+    own = result.task in SECTIONS  # which shows in its own way what is nested
+    flat = {name: value for name, value in result.figures.items() if not (own and isinstance(value, Mapping))}
+    report.table(("figure", "value"), _flat(flat))
+    if own:
         SECTIONS[result.task](report, result, samples)
     slices(report, result)
 
@@ -118,6 +121,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "zero-shot": _named,
     "few-shot": _named,
     "retrieval": _searched,
+    "robustness": robustness_page.section,
 }
 
 

@@ -92,9 +92,18 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, unit: str = "", percent: 
 
 
 def curves(
-    lines: Mapping[str, tuple[Numbers, Numbers]], *, x: str = "step", y: str = "loss", log: bool = False
+    lines: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    x: str = "step",
+    y: str = "loss",
+    log: bool = False,
+    top: float | None = None,
 ) -> Figure:
-    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,)."""
+    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,).
+
+    Args:
+        top: the values are shares of something: the axis begins at 0 and ends a little above this.
+    """
     figure, axes = _axes()
     for (name, (steps, values)), colour, dash in zip(lines.items(), COLOUR, DASHES, strict=False):
         axes.plot(
@@ -103,6 +112,8 @@ def curves(
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.set_yscale("log")
+    if top is not None:
+        axes.set_ylim(0, 1.08 * top or 1)
     axes.margins(x=0.01)
     _legend(axes, len(lines), loc="best")
     return figure

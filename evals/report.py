@@ -43,7 +43,15 @@ class Mark:
     state: State | None = None
 
 
-Cell = str | int | float | None | Mark
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """A number in a table cell that is the redder the less `share` (0 to 1) is left."""
+
+    value: float
+    share: float
+
+
+Cell = str | int | float | None | Mark | Heat
 
 
 @dataclass(slots=True)
@@ -111,7 +119,8 @@ class Report:
                     received=f"{len(row)}: {row!r}",
                 )
         numeric = [
-            bool(grid) and all(isinstance(row[i], int | float | None) for row in grid) for i in range(len(columns))
+            bool(grid) and all(isinstance(row[i], int | float | Heat | None) for row in grid)
+            for i in range(len(columns))
         ]
         align = [' class="n"' if flag else "" for flag in numeric]
         head = "".join(f'<th scope="col"{a}>{escape(name)}</th>' for name, a in zip(columns, align, strict=True))
@@ -300,6 +309,9 @@ def _section(number: int, section: _Section) -> str:
 def _cell(value: Cell) -> str:
     if isinstance(value, Mark):
         return f'<span class="tag-mark {value.state or "plain"}">{escape(value.text)}</span>'
+    if isinstance(value, Heat):
+        lost = 1 - max(0.0, min(1.0, value.share))
+        return f'<span class="heat" style="--lost:{lost:.0%}">{value.value:.3f}</span>'
     if value is None:
         text = "\u2013"
     elif isinstance(value, bool):

@@ -115,6 +115,13 @@ def each_crop(
             yield Crop(sample.id, sample, index[sample.label], sample.image())
 
 
+def piece(sample: Sample, item: str) -> Image:
+    """What an item of `measure` shows: the crop that its id numbers, or the whole image."""
+    if item == sample.id or sample.truth is None:
+        return sample.image()
+    return next(crop.image for crop in each_crop([sample], sample.truth.names) if crop.id == item)
+
+
 def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
     """All of `each_crop` and their labels.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__, precision_cli
+from foveal import __version__, precision_cli, robustness_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.distill_cli import distill, export, prelabel_app
@@ -36,6 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
+eval_app.command()(robustness_cli.robustness)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")
