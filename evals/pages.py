@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import robustness_page
+from evals import robustness_page, shift_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -122,6 +122,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "few-shot": _named,
     "retrieval": _searched,
     "robustness": robustness_page.section,
+    "shift": shift_page.section,
 }
 
 

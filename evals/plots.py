@@ -135,6 +135,17 @@ def path(
     return figure
 
 
+def points(groups: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
+    """Groups of points (x, y), each (T,), on axes whose numbers mean nothing: a projection of embeddings."""
+    figure, axes = _axes(height=4.0)
+    for (name, (x, y)), colour, shape in zip(groups.items(), COLOUR, ("o", "^", "s", "D", "v", "P"), strict=False):
+        axes.scatter(np.asarray(x), np.asarray(y), label=_plain(name), color=colour, s=14, marker=shape, alpha=0.6)
+    axes.set(xticklabels=[], yticklabels=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(axes, len(groups), loc="best")
+    return figure
+
+
 def timeline(stages: Sequence[tuple[str, float]]) -> Figure:
     """Stages one after the other: (name, seconds), in the order they ran."""
     figure, axes = _axes(height=0.8 + 0.32 * len(stages))

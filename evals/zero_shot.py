@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals.results import Measured, slices_of
+from evals.slicing import quarters
 from foveal.dataset import Dataset, Sample
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput
@@ -89,6 +90,7 @@ class Crop:
     sample: Sample
     label: int  # in the dataset's classes
     image: Image
+    side: float | None = None  # square root of the object's pixels, where a box marks it
 
 
 def each_crop(
@@ -110,7 +112,7 @@ def each_crop(
                 dx, dy = width * context, height * context
                 box = (max(0, x1 - dx), max(0, y1 - dy), min(whole.width, x2 + dx), min(whole.height, y2 + dy))
                 piece = whole.crop((round(box[0]), round(box[1]), round(box[2]), round(box[3])))
-                yield Crop(f"{sample.id}#{number}", sample, label, piece)
+                yield Crop(f"{sample.id}#{number}", sample, label, piece, (width * height) ** 0.5)
         elif sample.label in index:
             yield Crop(sample.id, sample, index[sample.label], sample.image())
 
@@ -152,6 +154,7 @@ def measure(
     ids: list[str] = []
     samples: list[Sample] = []
     labels: list[int] = []
+    sides: list[float | None] = []
     similarity: list[FloatArray] = []
     stream = each_crop(track(progress, dataset, "name crops"), dataset.classes, context)
     while batch := list(islice(stream, BATCH)):
@@ -159,6 +162,7 @@ def measure(
         ids.extend(crop.id for crop in batch)
         samples.extend(crop.sample for crop in batch)
         labels.extend(crop.label for crop in batch)
+        sides.extend(crop.side for crop in batch)
     _something(len(ids))
     cosine = np.concatenate(similarity)
     truth = np.array(labels)
@@ -174,7 +178,8 @@ def measure(
         "rank": ranks.tolist(),
         "confidence": (1 / np.exp(logits).sum(axis=1)).tolist(),
     }
-    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **slices_of(samples)})
+    sizes = {} if None in sides else {"object size": quarters(sides, " px")}
+    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **sizes, **slices_of(samples)})
 
 
 def evaluate_dataset(

@@ -36,7 +36,8 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
-eval_app.command()(robustness_cli.robustness)
+for command in (robustness_cli.robustness, robustness_cli.shift):
+    eval_app.command()(command)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")

@@ -98,3 +98,43 @@ def _task(
         return open_detector, opened, detecting(lambda images: opened.detect(images, prompts, 0.001))
     model = load_encoder(encoder)
     return encoder, model, naming(model) if task == "zero-shot" else searching(model)
+
+
+def shift(
+    reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Images as they were.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Images as they are now.")],
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    detector: Annotated[
+        str | None, typer.Option(metavar="REF", help="Compare this detector's answers on both too.")
+    ] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    out: ResultFile = None,
+    name: ResultName = None,
+    json_: Json = False,
+) -> None:
+    """Whether images differ from those before: two tests in embedding space, which images moved, what else changed.
+
+    Example: foveal eval shift runs/base runs/site --out runs/eval/shift.json
+    """
+    from evals.results import Stopwatch, result_path
+    from evals.shift import measure, pair
+    from foveal.dataset import Dataset
+    from foveal.models import load_detector, load_encoder
+
+    if out is not None:
+        result_path(out)
+    watch, model = Stopwatch(), load_encoder(encoder)
+    images = pair(Dataset.open(reference), Dataset.open(data))
+    answers = None if detector is None else load_detector(detector, registry).detect
+    measured = measure(model, images, answers, progress=live_progress())
+    source = f"{data} against {reference}"
+    settings = {"reference": reference, "data": data, "detector": detector}
+    keep("shift", watch, measured, encoder, model, source, images.both, out, name, settings)
+    fields: dict[str, dict[str, Any]] = measured.figures["fields"]
+    if json_:
+        emit(measured.figures, True)
+        return
+    emit({key: value for key, value in measured.figures.items() if key != "fields"}, False)
+    if fields:
+        print()
+        emit_rows([{"field": field, "psi": told["psi"]} for field, told in fields.items()])

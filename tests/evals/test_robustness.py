@@ -90,7 +90,7 @@ def test_figures_follow_from_the_items_for_a_bootstrap(pictures: Dataset) -> Non
     dark = np.array([[kind == "dark" for kind in result.items["class"]]], dtype=np.float64)
     assert known["mean_corrupted"].of(result.items, dark)[0] == 0.75
     assert result.items["brightness"] == [0.5, 1.0] * 4
-    assert set(result.slices) == {"class", "camera"}
+    assert set(result.slices) == {"class", "camera", "object size"}
 
 
 def test_search_and_detection_are_measured_too(pictures: Dataset) -> None:
