@@ -115,6 +115,7 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "grounding_iou": Measure(mean_of("iou")),
         "located": Measure(mean_of("located")),
     },
+    "slices": {"error": Measure(mean_of("error"), higher_is_better=False)},
     "robustness": {
         "mean_corrupted": Measure(mean_of("corrupted"), needs=("corrupted",)),
         "clean": Measure(mean_of("clean"), needs=("clean",)),

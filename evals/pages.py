@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import robustness_page, shift_page
+from evals import blind_spots_page, robustness_page, shift_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -123,6 +123,7 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "retrieval": _searched,
     "robustness": robustness_page.section,
     "shift": shift_page.section,
+    "slices": blind_spots_page.section,
 }
 
 

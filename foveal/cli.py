@@ -36,7 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
-for command in (robustness_cli.robustness, robustness_cli.shift):
+for command in (robustness_cli.robustness, robustness_cli.shift, robustness_cli.slices):
     eval_app.command()(command)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")

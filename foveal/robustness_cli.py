@@ -138,3 +138,39 @@ def shift(
     if fields:
         print()
         emit_rows([{"field": field, "psi": told["psi"]} for field, told in fields.items()])
+
+
+def slices(
+    result: Annotated[Path, typer.Argument(metavar="RESULT.json", help="A result that says which items are wrong.")],
+    data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="What it was measured on.")],
+    encoder: EncoderRef = DEFAULT_ENCODER,
+    seed: Annotated[int, typer.Option(min=0, help="Which half of the pictures is searched.")] = 1,
+    out: ResultFile = None,
+    name: ResultName = None,
+    json_: Json = False,
+) -> None:
+    """Find what a model is bad at: groups of similar mistakes that err more than the rest on pictures held out.
+
+    Example: foveal eval slices runs/eval/zero-shot.json --data runs/site --out runs/eval/slices.json
+    """
+    from evals.blind_spots import measure
+    from evals.results import Stopwatch, read, result_path
+    from foveal.dataset import Dataset
+    from foveal.models import load_encoder
+
+    if out is not None:
+        result_path(out)
+    measured_before, dataset, watch = read(result), Dataset.open(data), Stopwatch()
+    measured = measure(measured_before, dataset, load_encoder(encoder), live_progress(), seed)
+    settings = {"result": str(result), "encoder": encoder, "seed": seed}
+    keep("slices", watch, measured, measured_before.subject.reference, None, data, dataset, out, name, settings)
+    if json_:
+        emit(measured.figures, True)
+        return
+    emit({key: value for key, value in measured.figures.items() if key != "slices"}, False)
+    found: dict[str, dict[str, Any]] = measured.figures["slices"]
+    print()
+    if found:
+        emit_rows([{"slice": key, **one, "described": "; ".join(one["described"])} for key, one in found.items()])
+    else:
+        print("no slice stands out")
