@@ -5,11 +5,8 @@ Shape letters: M images, B images of one call, S input side.
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +19,7 @@ from evals.detection import evaluate
 from foveal.detections import Detections, FloatArray
 from foveal.detectors import decode
 from foveal.errors import FovealError
+from foveal.quiet import quiet as silence
 
 Format = Literal["onnx", "openvino"]
 CALIBRATION = 200  # images that set the INT8 ranges
@@ -113,17 +111,9 @@ def torch_run(net: Student) -> Callable[[FloatArray], tuple[FloatArray, FloatArr
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Exporters warn about themselves; what they get wrong is found by the parity check."""
-    # NNCF draws its progress on stdout, which belongs to the answer.
-    levels = {name: logging.getLogger(name).level for name in ("nncf", "torch.onnx", "torch.utils.cpp_extension")}
+    """`foveal.quiet`, where what cannot be exported is the student."""
     try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
+        with silence():
             yield
     except (torch.onnx.OnnxExporterError, NotImplementedError) as error:
         raise FovealError(f"this student cannot be exported: {str(error).splitlines()[0]}") from error
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

@@ -11,7 +11,15 @@ import typer
 from foveal.archive_care_cli import Allow, ArchiveDir
 from foveal.archive_care_cli import add_to as add_care
 from foveal.curate_cli import add_to as add_curation
-from foveal.options import DEFAULT_ENCODER, BlurPrompts, BlurRef, BlurThreshold, live_progress
+from foveal.options import (
+    DEFAULT_ENCODER,
+    BlurPrompts,
+    BlurRef,
+    BlurThreshold,
+    DeviceName,
+    EncoderRuntime,
+    live_progress,
+)
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
@@ -53,6 +61,8 @@ def archive_add(
     memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Memory of a new archive's index, e.g. 512MB or 2GB.")
     ] = None,
+    device: DeviceName = None,
+    runtime: EncoderRuntime = "torch",
     blur: BlurRef = None,
     blur_prompts: BlurPrompts = None,
     blur_threshold: BlurThreshold = 0.2,
@@ -79,20 +89,22 @@ def archive_add(
 
     if watch is not None and (len(sources) != 1 or not Path(sources[0]).is_dir() or ray):
         raise BadInput("--watch follows one folder, without --ray", expected="one folder", received=", ".join(sources))
+    if ray and (device is not None or runtime != "torch"):
+        raise BadInput("--device and --runtime are for this process", remedy="Leave --ray out.")
     if blur is not None and ray:
         raise BadInput("--blur works in this process", remedy="Leave --ray out.")
     hidden = load_blur(blur, blur_prompts, blur_threshold, registry)
     here = embed if hidden is None else partial(embed, blur=hidden)
     opened = find_archive(archive)
     if opened is not None:
-        model = load_encoder(encoder or opened.encoder)
+        model = load_encoder(encoder or opened.encoder, device, runtime)
         if recall is not None or memory is not None:
             raise BadInput(f"{archive} exists: its index is settled", remedy="Leave --recall and --memory out.")
     else:
         if watch is None:
             Sources.resolve(sources, allow=allow_host or ())  # a wrong path leaves no empty archive behind
         reference = encoder or DEFAULT_ENCODER
-        model = load_encoder(reference)
+        model = load_encoder(reference, device, runtime)
         settings = IndexSettings(memory_mb=None if memory is None else _megabytes(memory))
         settings = settings if recall is None else replace(settings, recall_target=recall)
         chosen = None if recall is None and memory is None else settings

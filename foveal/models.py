@@ -9,13 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from foveal.detections import Detections, FloatArray
 from foveal.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+Runtime = Literal["torch", "onnx", "openvino"]
 
 
 @runtime_checkable
@@ -175,14 +178,23 @@ def _load(what: str, loaders: dict[str, str], ref: ModelRef, **options: Any) -> 
     return getattr(import_module(module), function)(ref, **options)
 
 
-def load_encoder(ref: str, device: str | None = None) -> Encoder:
+def load_encoder(ref: str, device: str | None = None, runtime: Runtime = "torch") -> Encoder:
     """An image-text encoder by reference, its adapter (if any) applied whole.
+
+    Args:
+        runtime: what computes; see `foveal.encoder_runtimes`.
 
     Raises:
         UnknownName, BadInput: the reference names nothing.
         AdapterMismatch: the adapter does not fit the model whole.
+        RuntimesDiffer, Unavailable: another runtime than PyTorch cannot take its place.
     """
-    return _load("encoder", ENCODERS, parse_ref(ref), device=device)
+    encoder = _load("encoder", ENCODERS, parse_ref(ref), device="cpu" if runtime != "torch" else device)
+    if runtime == "torch":
+        return encoder
+    from foveal.encoder_runtimes import ConvertedEncoder
+
+    return ConvertedEncoder(encoder, runtime)
 
 
 def load_open_detector(ref: str, device: str | None = None) -> OpenDetector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,15 @@ Overrides = Annotated[
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")]
 DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
 EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
+EncoderRuntime = Annotated[
+    Literal["torch", "onnx", "openvino"],
+    typer.Option(
+        "--runtime", help="What encoders compute in; another than PyTorch is converted to, and compared first."
+    ),
+]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps; the best there by default.")
+]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 BlurRef = Annotated[
     str | None,

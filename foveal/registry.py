@@ -136,8 +136,11 @@ class Registry:
                 if held.get(trial) == version:  # or a roll-back would make it one again
                     self._log(name, trial, "withdraw", version, "it is in production")
 
-    def rollback(self, name: str, alias: str = PRODUCTION, *, reason: str | None = None) -> int:
+    def rollback(self, name: str, alias: str = PRODUCTION, *, of: int | None = None, reason: str | None = None) -> int:
         """Give `alias` back to the version that held it before, and return that version; the log keeps both steps.
+
+        Args:
+            of: the version that is to lose it; when another holds it by now, nothing changes, and that one is returned.
 
         Raises:
             UnknownName: no such name, or nobody holds the alias.
@@ -148,6 +151,8 @@ class Registry:
             holders = self._holders(name)
             if alias not in holders:
                 raise UnknownName(f"alias of {name}", alias, holders)
+            if of not in (None, holders[alias][-1]):
+                return holders[alias][-1]
             if len(holders[alias]) < 2:
                 raise BadInput(
                     f"{name}@{alias} has only ever been version {holders[alias][-1]}",
@@ -158,8 +163,11 @@ class Registry:
             self._log(name, alias, "rollback", previous, reason)
         return previous
 
-    def withdraw(self, name: str, alias: str, *, reason: str | None = None) -> int:
+    def withdraw(self, name: str, alias: str, *, of: int | None = None, reason: str | None = None) -> int:
         """Take `alias` from the version that holds it, so that nobody does, and return that version.
+
+        Args:
+            of: as in `rollback`.
 
         Raises:
             UnknownName: no such name, or nobody holds the alias.
@@ -170,7 +178,8 @@ class Registry:
             if alias not in holders:
                 raise UnknownName(f"alias of {name}", alias, holders)
             version = holders[alias][-1]
-            self._log(name, alias, "withdraw", version, reason)
+            if of in (None, version):
+                self._log(name, alias, "withdraw", version, reason)
         return version
 
     def list(self) -> tuple[Entry, ...]:

@@ -114,7 +114,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on; a container's CPU quota counts."""
+    """Cores this process may run on; a container's CPU quota counts, and OMP_NUM_THREADS, as in PyTorch."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
@@ -122,7 +122,8 @@ def usable_cores() -> int:
             cores = min(cores, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
         pass
-    return cores
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, max(1, int(told))) if told.isdecimal() else cores
 
 
 def peak_memory_mb() -> float:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foveal.options import BlurPrompts, BlurRef, BlurThreshold
+from foveal.options import BlurPrompts, BlurRef, BlurThreshold, DeviceName, EncoderRuntime
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
 if TYPE_CHECKING:
-    from foveal.models import VisionLanguageModel
+    from serve.vlm_http import RemoteVLM
 
 DEFAULT_KEYS = Path("runs/keys.sqlite")
 MERGED = Path("runs/vllm")  # models with adapters that vLLM cannot take
@@ -105,6 +105,14 @@ def serve(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    device: DeviceName = None,
+    runtime: EncoderRuntime = "torch",
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Processes, each with the models; more than one make no pages, which keep visitors in one."
+        ),
+    ] = 1,
     log_format: Annotated[
         Literal["text", "json"],
         typer.Option(help="How the log on stderr is written: for people, or a line of JSON each."),
@@ -122,85 +130,77 @@ def serve(
     from serve import logs
 
     gather = context.with_resource(logs.writing(log_format))
-    from distill.prelabel import load_labeller
-    from foveal.models import load_encoder, load_open_detector
-    from retrieval.archive import Archive
-    from retrieval.blur import load_blur
-    from retrieval.memory import ExemplarMemory
-    from retrieval.memory_files import Stored
-    from retrieval.retention import Rule
-    from retrieval.sources_web import Web
-    from serve.app import create_app
-    from serve.audit import Audit
-    from serve.bars import Bars
-    from serve.corrections import Corrections
-    from serve.jobs import Jobs
-    from serve.keys import Keys
-    from serve.label_studio import Pictures
-    from serve.reviewing import STORE, ReviewJob
-    from serve.server import serve as run
-    from serve.tracing import exporting
-    from serve.versions import detector_of
+    from serve.launch import Launch
 
-    traces = context.with_resource(exporting(otlp)) if otlp else None
-    opened = Archive.open(archive) if archive else None
-    encoder = load_encoder(opened.encoder) if opened is not None else None
-    remembered = None
-    if memory is not None:
-        stored = Stored.read(memory)
-        own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
-        remembered = ExemplarMemory.load(memory, own or load_encoder(stored.encoder))
-    kept = corrections or (review / STORE if review else None)
-    told = Corrections(kept) if kept else None
-    served = create_app(
-        archive=opened,
-        encoder=encoder,
-        detector=detector_of(detector, registry, share, Bars.read(bar or ())) if detector else None,
-        open_detector=load_open_detector(open_detector) if open_detector else None,
-        models=_vlms(vlm or (), vlm_family, shlex.split(vllm_options), context),
-        labeller=load_labeller(prelabels, registry=registry) if prelabels else None,
-        pictures=Pictures(label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(allow_host or ())),
-        memory=remembered,
-        corrections=told,
-        review=ReviewJob(review, gold, told) if review else None,
-        jobs=Jobs(jobs) if jobs else None,
-        keys=Keys(keys) if keys else None,
-        audit=Audit(audit) if audit else None,
-        blur=load_blur(blur, blur_prompts, blur_threshold, registry),
-        retain=[Rule.parse(rule) for rule in retain or ()],
-        cache_bytes=round(cache * 2**20),
-        origins=cors_origin or (),
-        traces=traces,
+    launch = Launch(
+        archive=archive,
+        detector=detector,
+        open_detector=open_detector,
+        vlms=tuple(vlm or ()),
+        vlm_family=vlm_family,
+        in_vllm=_in_vllm(vlm or (), shlex.split(vllm_options), context),
+        prelabels=prelabels,
+        memory=memory,
+        label_studio=label_studio,
+        corrections=corrections,
+        review=review,
+        gold=gold,
+        allow_hosts=tuple(allow_host or ()),
+        jobs=jobs,
+        keys=keys,
+        audit=audit,
+        blur=blur,
+        blur_prompts=blur_prompts,
+        blur_threshold=blur_threshold,
+        retain=tuple(retain or ()),
+        cache_megabytes=cache,
+        cors_origins=tuple(cors_origin or ()),
+        registry=registry,
+        device=device,
+        runtime=runtime,
+        share=share,
+        bars=tuple(bar or ()),
+        otlp=otlp,
         demo=demo,
     )
+
+    def ready(url: str) -> None:
+        emit({"url": url}, json_)
+
+    if workers > 1:
+        from serve.workers import serve_many
+
+        together = Path(context.with_resource(TemporaryDirectory(prefix="foveal-")))
+        alike = {"together": together, "demo": False, "cache_megabytes": cache / workers}
+        serve_many(
+            launch.model_copy(update=alike).application,
+            workers,
+            host,
+            port,
+            together=together,
+            log_format=log_format,
+            on_ready=ready,
+        )
+        return
+    from serve.server import serve as run
+
+    app = context.with_resource(launch.application())
     gather()  # of libraries that came with the models
-    run(served, host, port, on_ready=lambda url: emit({"url": url}, json_))
+    run(app, host, port, on_ready=ready)
 
 
-def _vlms(
-    refs: Sequence[str], family: str | None, options: Sequence[str], context: typer.Context
-) -> dict[str, VisionLanguageModel]:
-    """The first is `vlm`, further ones go by their reference; processes of vLLM end with the command."""
-    from foveal.models import load_vlm
+def _in_vllm(refs: Sequence[str], options: Sequence[str], context: typer.Context) -> dict[str, RemoteVLM]:
+    """Models that run in vLLM, by their references; its processes end with the command."""
     from foveal.options import live_progress
     from serve import vllm_models
-    from serve.vlm_http import remote_vlms
 
-    there: dict[str, VisionLanguageModel] = {}
-    if own := [ref for ref in refs if ref.startswith(vllm_models.PREFIX)]:
-        servers, models = vllm_models.start(own, vllm_models.python_of(), MERGED, options, live_progress())
-        for server in servers:
-            context.call_on_close(server.stop)
-        there = dict(zip(own, models, strict=True))
-    loaded: list[VisionLanguageModel] = []
-    for ref in refs:
-        if ref in there:
-            loaded.append(there[ref])
-        elif ref.startswith(("http://", "https://")):
-            loaded += remote_vlms(ref, key=os.environ.get("FOVEAL_VLM_KEY"), family=family)
-        else:
-            loaded.append(load_vlm(ref))
-    return {"vlm" if number == 0 else one.name: one for number, one in enumerate(loaded)}
+    own = [ref for ref in refs if ref.startswith(vllm_models.PREFIX)]
+    if not own:
+        return {}
+    servers, models = vllm_models.start(own, vllm_models.python_of(), MERGED, options, live_progress())
+    for server in servers:
+        context.call_on_close(server.stop)
+    return dict(zip(own, models, strict=True))
 
 
 @keys_app.command("add")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from starlette.middleware.cors import CORSMiddleware
 from distill.labeller import Labeller
 from foveal import __version__
 from foveal.errors import BadInput, FovealError
-from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel
+from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel, load_encoder
 from retrieval.archive import Archive
 from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
@@ -61,6 +61,7 @@ def create_app(
     *,
     archive: Archive | Mapping[str, Archive] | None = None,
     encoder: Encoder | None = None,
+    encoders: Callable[[str], Encoder] = load_encoder,
     detector: Detector | None = None,
     open_detector: OpenDetector | None = None,
     vlm: VisionLanguageModel | None = None,
@@ -79,6 +80,7 @@ def create_app(
     cache_bytes: int = 0,
     origins: Sequence[str] = (),
     traces: TracerProvider | None = None,
+    figures: Callable[[], Awaitable[bytes]] | None = None,
     demo: bool = False,
 ) -> FastAPI:
     """A server over the given models.
@@ -87,6 +89,7 @@ def create_app(
         archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
         encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
             `vlm`, `labeller` and `memory`, the default of its kind; a detector may be a `serve.versions.Rollout`.
+        encoders: loads the encoder of an archive's next generation.
         models: further models of any kind, by the name that requests use.
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
@@ -99,6 +102,7 @@ def create_app(
         cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
+        figures: what `/metrics` tells where several processes serve together; None: what this one knows.
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review*, *Curate* and *Models*, those that can work.
 
     Raises:
@@ -152,7 +156,7 @@ def create_app(
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
             if archives:
-                tasks.start_soon(generations.follow, engine)
+                tasks.start_soon(generations.follow, engine, encoders)
             yield
             tasks.cancel_scope.cancel()
         if keys is not None:
@@ -190,7 +194,7 @@ def create_app(
         app.include_router(router)
     if keys is not None:
         app.include_router(login(keys))
-    app.include_router(operations(engine, metrics))
+    app.include_router(operations(engine, metrics, figures))
 
     @app.api_route("/v1/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(rest: str) -> None:  # before the pages, which would answer with one of theirs

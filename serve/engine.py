@@ -492,6 +492,14 @@ class Engine:
         gc.collect()
         gc.freeze()
         self.warm = True
+        self.metrics.ready.set(1)
+
+    def figures(self) -> bytes:
+        """All figures in Prometheus' text form."""
+        for name, archive in self.archives.items():
+            self.metrics.items.labels(name).set(len(archive))
+        self.drift.collect()
+        return self.metrics.exposition()
 
     def close(self) -> None:
         """Lets the models' threads go."""

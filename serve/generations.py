@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
 from foveal.errors import FovealError
-from foveal.models import Encoder, load_encoder
+from foveal.models import Encoder
 from retrieval.settings import Settings
 from serve import calls
 
@@ -20,7 +21,7 @@ log = logging.getLogger("foveal.serve")
 FOLLOW_SECONDS = 2.0  # between looks at the archives
 
 
-async def follow(engine: Engine) -> None:
+async def follow(engine: Engine, load: Callable[[str], Encoder]) -> None:
     """Moves each archive to the generation that `foveal archive reembed` swapped in, for ever."""
     refused: dict[str, Settings] = {}  # what cannot be served, until the archive changes again
     while True:
@@ -30,7 +31,7 @@ async def follow(engine: Engine) -> None:
                 settings = await anyio.to_thread.run_sync(Settings.read, store.path)
                 if settings.generation != store.settings.generation and settings != refused.get(name):
                     refused[name] = settings  # until it has gone well
-                    await move(engine, name, settings)
+                    await move(engine, name, settings, load)
                     del refused[name]
             except (FovealError, OSError) as error:
                 log.error("archive %s stays with its generation: %s", name, error)
@@ -38,7 +39,7 @@ async def follow(engine: Engine) -> None:
                 log.exception("archive %s stays with its generation", name)
 
 
-async def move(engine: Engine, name: str, settings: Settings) -> None:
+async def move(engine: Engine, name: str, settings: Settings, load: Callable[[str], Encoder]) -> None:
     """Serves another generation of an archive, with the encoder that made it; nothing waits and nothing is refused.
 
     Raises:
@@ -47,7 +48,7 @@ async def move(engine: Engine, name: str, settings: Settings) -> None:
     store, old = engine.archives[name].at(settings), engine.encoder_of[name]
     key = next((k for k, m in engine.models.items() if m.fingerprint == settings.fingerprint), None)
     if key is None:
-        encoder: Encoder = await anyio.to_thread.run_sync(load_encoder, settings.encoder)
+        encoder: Encoder = await anyio.to_thread.run_sync(load, settings.encoder)
         store.require(encoder)
         shared = sum(used == old for used in engine.encoder_of.values()) > 1
         key = settings.encoder if shared else old

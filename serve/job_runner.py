@@ -25,6 +25,7 @@ BATCH = 16  # pictures that are added together; requests wait for one such batch
 FETCHES = 4  # at once
 TRIES = 3  # of an address whose host does not answer
 PAUSE = 1.0  # seconds before the second of them, doubling
+IDLE = 5.0  # seconds between looks for jobs that another process took in, and did not live to do
 HELD = 2.0  # seconds before asking again for what another process holds
 LONGEST = 2.0  # seconds that a batch lets requests go first
 
@@ -59,7 +60,8 @@ class Runner:
             self._wake = anyio.Event()
             try:
                 if await self._off(self.jobs.next) is None:
-                    await self._wake.wait()
+                    with anyio.move_on_after(IDLE):
+                        await self._wake.wait()
                     continue
                 await self._off(lambda: lock.acquire(timeout=0))
             except (Timeout, FovealError, OSError) as error:

@@ -1,7 +1,8 @@
 """API keys: who may do what, on which archives, how often. A small SQLite file; the keys themselves are not in it.
 
 A key is shown once, when it is made. Its sha256 is kept, which is enough for 32 random bytes. A running server sees a
-changed file at its next request. Rates are kept in memory; quotas count by day (UTC) and are written every few seconds.
+changed file at its next request. Rates and quotas are counted in `serve.spending`; the use of each day (UTC) is written
+every few seconds.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from foveal.errors import BadInput, FovealError, IntegrityError
+from serve.spending import Spending
 
 PREFIX = "fv_"
 WAIT = 10.0  # seconds for another process that writes
@@ -108,16 +110,18 @@ def within(path: str, prefixes: Collection[str]) -> bool:
 class Keys:
     """The keys in a file.
 
+    Args:
+        spending: what counts their use; of this process alone by default.
+
     Raises:
         IntegrityError: from any method, when the file is damaged.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, spending: Spending | None = None) -> None:
         self.file = file
+        self._spending = spending or Spending()
         self._known: dict[str, Key] = {}
         self._version: tuple[int, int] | None = None
-        self._buckets: dict[str, tuple[float, float]] = {}  # name -> (tokens, when)
-        self._used: dict[str, int] = {}  # today, by name
         self._unsaved: dict[tuple[str, int], int] = {}
         self._day = -1
 
@@ -248,18 +252,14 @@ class Keys:
         now = time.time()
         today = int(now // DAY)
         if today != self._day:
-            self._day, self._used = today, self.used(today)
-        if key.quota is not None and self._used.get(key.name, 0) >= key.quota:
-            raise TooOften(f"the key {key.name!r} has had its {key.quota:,} requests of today", DAY - now % DAY)
-        if key.rate is not None:
-            most = max(1.0, key.rate)
-            tokens, since = self._buckets.get(key.name, (most, now))
-            tokens = min(most, tokens + (now - since) * key.rate)
-            if tokens < 1:
-                self._buckets[key.name] = tokens, now
-                raise TooOften(f"the key {key.name!r} may ask {key.rate:g} times a second", (1 - tokens) / key.rate)
-            self._buckets[key.name] = tokens - 1, now
-        self._used[key.name] = self._used.get(key.name, 0) + 1
+            self._spending.begin(today, self.used(today))
+            self._day = today
+        if key.rate is not None or key.quota is not None:
+            wait = self._spending.take(key.name, today, now, key.rate, key.quota)
+            if wait == 0:
+                raise TooOften(f"the key {key.name!r} has had its {key.quota:,} requests of today", DAY - now % DAY)
+            if wait is not None:
+                raise TooOften(f"the key {key.name!r} may ask {key.rate:g} times a second", wait)
         self._unsaved[key.name, today] = self._unsaved.get((key.name, today), 0) + 1
 
     def _stamp(self) -> tuple[int, int]:

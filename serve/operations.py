@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from foveal import artifacts, schemas
 from serve.bars import Version
@@ -20,8 +20,8 @@ from serve.versions import Rollout
 EVENTS = 20  # of the registry, that are shown
 
 
-def operations(engine: Engine, metrics: Metrics) -> APIRouter:
-    """The routes over an engine and its figures."""
+def operations(engine: Engine, metrics: Metrics, figures: Callable[[], Awaitable[bytes]] | None = None) -> APIRouter:
+    """The routes over an engine and its figures; `figures` are those of all, where several processes serve."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/livez", summary="The process answers")
@@ -38,14 +38,7 @@ def operations(engine: Engine, metrics: Metrics) -> APIRouter:
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=schemas.ERRORS)
     async def prometheus() -> Response:
-        def collect() -> bytes:
-            for name, archive in engine.archives.items():
-                metrics.items.labels(name).set(len(archive))
-            metrics.ready.set(float(engine.warm))
-            engine.drift.collect()
-            return generate_latest(metrics.registry)
-
-        data: Any = await anyio.to_thread.run_sync(collect)
+        data = await (figures() if figures is not None else anyio.to_thread.run_sync(engine.figures))
         return Response(data, media_type=CONTENT_TYPE_LATEST)
 
     @router.get(

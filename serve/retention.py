@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 import anyio
+from filelock import FileLock, Timeout
 
 from foveal.errors import FovealError
 from retrieval.retention import DAY, Rule
@@ -15,19 +16,47 @@ from serve.engine import Engine
 from serve.metrics import Metrics
 
 log = logging.getLogger("foveal.serve")
+LOCK = ".retention-lock"  # in the archive: held by who applies the rules
+HELD = 60.0  # seconds before asking again for what another process holds
 
 
 async def keep_to(engine: Engine, rules: Sequence[Rule], metrics: Metrics, audit: Audit | None) -> None:
-    """Applies the rules to every archive, now and every day, for ever; what fails is tried again the next day."""
+    """Applies the rules to every archive, now and every day, for ever; what fails is tried again the next day.
+
+    Of several processes that serve an archive one does; another goes on once that one has ended.
+    """
     for name in engine.archives:
         metrics.retained.labels(name)  # from zero on, so that the first one is a rise
         for outcome in ("done", "failed"):
             metrics.retention_runs.labels(name, outcome)
-    while True:
-        for name in engine.archives:
+    async with anyio.create_task_group() as tasks:
+        for name, store in engine.archives.items():
+            tasks.start_soon(_keep, engine, name, FileLock(store.path / LOCK), rules, metrics, audit)
+
+
+async def _keep(
+    engine: Engine, name: str, lock: FileLock, rules: Sequence[Rule], metrics: Metrics, audit: Audit | None
+) -> None:
+    while not _held(name, lock):
+        await anyio.sleep(HELD)
+    try:
+        while True:
             for rule in rules:
                 await apply(engine, name, rule, metrics, audit)
-        await anyio.sleep(DAY)
+            await anyio.sleep(DAY)
+    finally:
+        lock.release()
+
+
+def _held(name: str, lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    except OSError as error:
+        log.error("nothing of %s is removed: %s", name, error)
+        return False
+    return True
 
 
 async def apply(engine: Engine, name: str, rule: Rule, metrics: Metrics, audit: Audit | None) -> None:

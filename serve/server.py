@@ -25,7 +25,7 @@ HEADER_SECONDS = 10.0  # from connecting, or a request's first byte, to the end 
 
 
 def serve(
-    app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, on_ready: Callable[[str], None] | None = None
+    app: FastAPI, host: str = "127.0.0.1", port: int = 8000, *, on_ready: Callable[[str], object] | None = None
 ) -> None:
     """Serves until SIGINT or SIGTERM, then lets open requests finish and returns.
 
@@ -36,17 +36,25 @@ def serve(
         Unavailable: the port is in use or not allowed, or the application does not start.
         BadInput: the host is not an address of this machine, or others could reach it and there are no keys.
     """
-    listener = _bind(host, port)
+    listener = listen(host, port)
+    try:
+        serve_on(listener, app, on_ready=on_ready)
+    finally:
+        listener.close()
+
+
+def serve_on(listener: socket.socket, app: FastAPI, *, on_ready: Callable[[str], object] | None = None) -> None:
+    """As `serve`, on a socket that listens already and may be shared with other processes."""
     if getattr(app.state, "keys", None) is None:
-        if not ip_address(listener.getsockname()[0]).is_loopback:
-            listener.close()
+        host = listener.getsockname()[0]
+        if not ip_address(host).is_loopback:
             raise BadInput(
                 f"{host} can be reached by others, who could see and change everything here",
                 expected="keys, or an address of this machine only",
                 remedy="foveal keys add NAME --verb search, then foveal serve --keys runs/keys.sqlite.",
             )
         app.state.local_only = True
-    server = _Server(_config(app, logging.INFO), on_started=lambda: on_ready and on_ready(_url(listener)))
+    server = _Server(_config(app, logging.INFO), on_started=lambda: on_ready and on_ready(url_of(listener)))
     # uvicorn raises the signal again when it is done; by then all is shut down, so it has nothing left to say.
     previous = {each: signal.signal(each, _ignore) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -57,7 +65,6 @@ def serve(
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
-        listener.close()
 
 
 @contextmanager
@@ -67,7 +74,7 @@ def running(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Generator[s
     Raises:
         Unavailable: the port is in use, or the app does not start within a minute.
     """
-    listener = _bind(host, port)
+    listener = listen(host, port)
     server = _Server(_config(app, logging.WARNING))
     thread = threading.Thread(target=_run, args=(server, listener), name="foveal-serve", daemon=True)
     thread.start()
@@ -78,7 +85,7 @@ def running(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Generator[s
             if not thread.is_alive() or failure or time.monotonic() > deadline:
                 raise Unavailable("the server did not start", received=failure, remedy="Its log says why.")
             time.sleep(0.01)
-        yield _url(listener)
+        yield url_of(listener)
     finally:
         server.should_exit = True
         thread.join(DRAIN_SECONDS + 5)
@@ -152,7 +159,8 @@ def _warm(app: FastAPI) -> bool:
     return engine is None or bool(engine.warm)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; raises as `serve`."""
     if not 0 <= port <= 65535:
         raise BadInput(f"{port} is not a port", expected="0 to 65535 (0 picks a free one)", remedy="Change --port.")
     try:
@@ -178,7 +186,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"http://{shown}:{port}"

@@ -88,6 +88,7 @@ class Rollout:
         self.refused: dict[int, str] = {}  # version -> why it is out, until the registry gives it an alias anew
         self._due: dict[str, float] = {"canary": 0.0, "compared": 0.0}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[tuple[str, str]] = set()  # (version, role) that the figures know
         self._comparing = 0
 
     def attach(self, served: str, lane: Callable[[str], Lane], metrics: Metrics, drift: Drift) -> None:
@@ -222,12 +223,14 @@ class Rollout:
         self.refused[version.number] = reason
         if version is self.canary:
             self.canary = None
-            tell = functools.partial(self.registry.withdraw, self.registered, CANARY, reason=reason)
+            tell = functools.partial(self.registry.withdraw, self.registered, CANARY, of=version.number, reason=reason)
         else:
             assert self.previous is not None
             self.production, self.previous = self.previous, None
             self.production.begin("production")
-            tell = functools.partial(self.registry.rollback, self.registered, self.alias, reason=reason)
+            tell = functools.partial(
+                self.registry.rollback, self.registered, self.alias, of=version.number, reason=reason
+            )
         self._let_go(version)
 
         async def told() -> None:
@@ -338,9 +341,10 @@ class Rollout:
 
     def _tell(self) -> None:
         self._describe(self.production.model)
-        self._metrics.version_info.clear()
-        for version in self.versions:
-            self._metrics.version_info.labels(self._served, str(version.number), version.role).set(1)
+        now = {(str(version.number), version.role) for version in self.versions}
+        for number, role in self._told | now:
+            self._metrics.version_info.labels(self._served, number, role).set((number, role) in now)
+        self._told |= now
 
     def close(self) -> None:
         """Lets all threads go."""

@@ -58,7 +58,7 @@ def until(url: str, fingerprint: str) -> None:
         time.sleep(0.02)
 
 
-def test_searches_go_on_and_what_is_sent_meanwhile_is_kept(moving: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_searches_go_on_and_what_is_sent_meanwhile_is_kept(moving: Archive) -> None:
     loading = threading.Event()
 
     def load(reference: str) -> Turned:
@@ -67,7 +67,6 @@ def test_searches_go_on_and_what_is_sent_meanwhile_is_kept(moving: Archive, monk
         time.sleep(0.3)
         return Turned()
 
-    monkeypatch.setattr(generations, "load_encoder", load)
     stop, wrong, sent = threading.Event(), list[str](), list[str]()
 
     def search() -> None:
@@ -89,7 +88,10 @@ def test_searches_go_on_and_what_is_sent_meanwhile_is_kept(moving: Archive, monk
                     sent.extend(item["id"] for item in answer.json()["items"])
                     number += 1
 
-    with running(create_app(archive=moving, encoder=ColourEncoder())) as url, ThreadPoolExecutor(3) as pool:
+    with (
+        running(create_app(archive=moving, encoder=ColourEncoder(), encoders=load)) as url,
+        ThreadPoolExecutor(3) as pool,
+    ):
         work = [pool.submit(search), pool.submit(search), pool.submit(send)]
         time.sleep(0.3)
         reembed(Archive.open(moving.path), Turned(), "colour:turned", SilentProgress())
@@ -111,7 +113,7 @@ def test_searches_go_on_and_what_is_sent_meanwhile_is_kept(moving: Archive, monk
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_generation(
-    moving: Archive, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    moving: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried: list[str] = []
 
@@ -119,8 +121,7 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_generation(
         tried.append(reference)
         raise UnknownName("encoder", reference, ["colour:encoder"])
 
-    monkeypatch.setattr(generations, "load_encoder", load)
-    with running(create_app(archive=moving, encoder=ColourEncoder())) as url:
+    with running(create_app(archive=moving, encoder=ColourEncoder(), encoders=load)) as url:
         reembed(Archive.open(moving.path), Turned(), "colour:turned", SilentProgress())
         deadline = time.monotonic() + 10
         while not tried:
@@ -139,12 +140,11 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_generation(
     assert "stays with its generation" in caplog.text
 
 
-def test_another_encoder_under_the_same_name_is_not_believed(moving: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_encoder_under_the_same_name_is_not_believed(moving: Archive) -> None:
     def load(reference: str) -> ColourEncoder:
         return ColourEncoder()
 
-    monkeypatch.setattr(generations, "load_encoder", load)
-    with running(create_app(archive=moving, encoder=ColourEncoder())) as url:
+    with running(create_app(archive=moving, encoder=ColourEncoder(), encoders=load)) as url:
         reembed(Archive.open(moving.path), Turned(), "colour:turned", SilentProgress())
         time.sleep(0.3)
         assert served(url) == ColourEncoder.fingerprint

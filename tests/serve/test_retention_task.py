@@ -85,3 +85,22 @@ def test_a_rule_that_fails_is_counted_and_the_others_go_on(store: Archive) -> No
         wait(lambda: value(client, 'foveal_retention_runs_total{archive="depot",outcome="done"}') == 1)
         assert value(client, 'foveal_retention_runs_total{archive="depot",outcome="failed"}') == 1
     assert len(store) == 3
+
+
+def test_of_two_servers_one_removes_and_the_other_goes_on_when_it_ends(
+    store: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.retention.HELD", 0.1)
+
+    def server() -> TestClient:
+        return TestClient(create_app(archive=store, encoder=ColourEncoder(), retain=[Rule(7)]))
+
+    done = 'foveal_retention_runs_total{archive="depot",outcome="done"}'
+    with server() as second, server() as first:
+        wait(lambda: value(first, done) + value(second, done) == 1)
+        holder, other = (first, second) if value(first, done) else (second, first)
+        time.sleep(0.5)
+        assert value(other, done) == 0
+        assert holder is second, "the one that came first"
+    with server() as third:
+        wait(lambda: value(third, done) == 1)
