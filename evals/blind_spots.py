@@ -292,7 +292,7 @@ def vocabulary(dataset: Dataset) -> list[str]:
         said.update({term for caption in sample.captions for term in telling_terms(caption.casefold())})
     words = {value for sample in dataset for value in sample.metadata.values() if isinstance(value, str)}
     known = [word for word in sorted(words) if any(character.isalpha() for character in word)][:TEXTS]
-    common = [term for term, count in said.most_common(TEXTS) if count > 1]
+    common = sorted((term for term, count in said.items() if count > 1), key=lambda term: (-said[term], term))[:TEXTS]
     return list(dict.fromkeys([*dataset.classes, *known, *common]))
 
 
