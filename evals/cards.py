@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import yaml
 
-from evals.gates import GateReport
+from evals.verdicts import Check, GateReport
 from foveal.artifacts import Manifest
 
 # Kind of artifact -> the hub's task, where it has one.
@@ -123,9 +123,15 @@ def _gate(gate: GateReport) -> str:
     lines = ["| gate | measured | bar | verdict |", "| --- | ---: | ---: | --- |"]
     for check in gate.checks:
         value = "not measured" if check.value is None else _number(check.value)
-        bar = _inline(check.bar_text) if check.bar is None else _number(check.bar)
-        lines.append(f"| {_inline(check.name)} | {value} | {check.op} {bar} | {'pass' if check.passed else 'fail'} |")
+        value = "" if check.value is None and check.op == "is" else value
+        lines.append(f"| {_inline(check.name)} | {value} | {_bar(check)} | {check.word} |")
     return f"The gate {'passed' if gate.passed else 'did not pass'}.\n\n" + "\n".join(lines)
+
+
+def _bar(check: Check) -> str:
+    if check.op in ("is", "change"):  # said in words, not by a number
+        return _inline(check.bar_text)
+    return f"{check.op} {_inline(check.bar_text) if check.bar is None else _number(check.bar)}"
 
 
 def _made(facts: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""Release gates: bars that a run's figures must clear, read from YAML, and the verdict with its reasons.
+"""Release gates, read from YAML, and the verdict over them with its reasons.
 
-A gate file is a list (or a mapping with one key, `gates`) of
+A gate file is a list (or a mapping with one key, `gates`) of entries, each of a kind told by its fields:
 
     - name: student keeps up with its teacher
       metric: distill.student_map50          # dotted path into the results
@@ -8,124 +8,48 @@ A gate file is a list (or a mapping with one key, `gates`) of
       bar: 0.95 * distill.teacher_map50      # a number, or arithmetic over numbers and other metrics
       why: a student that lost more than 5% would send the reviewers back to drawing boxes
 
+    - name: nothing is lost at night
+      metric: zero-shot.top1
+      no_worse_than: incumbent               # or better_than; decided on the same items, by the 95% interval
+      margin: 0.02
+      where: {light: night}                  # optional: a slice
+      why: the yard works at night
+
+    - {name: may be shipped, licence_in: [Apache-2.0, MIT], why: the product is closed source}
+    - {name: can be traced, provenance: complete, why: the auditor asks}
+
 A figure that is missing, is not a number or is not finite fails its gate: nothing passes for lack of evidence.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import operator
-import re
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from evals.arithmetic import evaluate
+from evals.bars import Gate, Op
+from evals.evidence import Evidence, lookup
+from evals.provenance import LicenceGate, ProvenanceGate
+from evals.regression import RegressionGate
+from evals.verdicts import Check, GateReport
 from foveal.errors import BadInput, ConfigError
 
-if TYPE_CHECKING:
-    from rich.table import Table
+__all__ = ["KINDS", "AnyGate", "Check", "Evidence", "Gate", "GateReport", "check", "load", "lookup", "parse"]
 
-Op = Literal[">=", "<=", ">", "<", "=="]
-OPS: dict[Op, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
+AnyGate = Gate | RegressionGate | LicenceGate | ProvenanceGate
+KINDS: dict[str, type[AnyGate]] = {  # the field that tells a kind
+    "bar": Gate,
+    "no_worse_than": RegressionGate,
+    "better_than": RegressionGate,
+    "licence_in": LicenceGate,
+    "provenance": ProvenanceGate,
 }
 
 
-class Gate(BaseModel):
-    """One bar: `metric op bar`, and why it stands."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str = Field(min_length=1)
-    metric: str = Field(pattern=r"^\w+(\.\w+)*$")
-    op: Op
-    bar: float | str
-    why: str = Field(min_length=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What became of one gate; `bar` is the number the expression came to, None where it could not be worked out."""
-
-    name: str
-    metric: str
-    value: float | None
-    op: str
-    bar: float | None
-    bar_text: str  # the bar as the file states it
-    passed: bool
-    reason: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class GateReport:
-    """The verdict over all gates of a file."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """True when every check passed; False for no checks at all."""
-        return bool(self.checks) and all(check.passed for check in self.checks)
-
-    @property
-    def exit_code(self) -> int:
-        """0 when the gate is open, 1 when it says no."""
-        return 0 if self.passed else 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: `{"passed", "checks": [{name, metric, value, op, bar, bar_text, passed, reason, why}]}`."""
-        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
-
-    def table(self) -> Table:
-        """The checks as a table for a terminal."""
-        from rich.table import Table
-        from rich.text import Text
-
-        held = sum(check.passed for check in self.checks)
-        verdict = "open" if self.passed else "closed"
-        table = Table(title=f"Gate {verdict}: {held} of {len(self.checks)} hold", title_justify="left")
-        for column in ("", "gate", "value", "bar", "reason"):
-            table.add_column(column, justify="right" if column in ("value", "bar") else "left")
-        for check in self.checks:
-            mark = Text("pass", style="green") if check.passed else Text("FAIL", style="bold red")
-            bar = check.bar_text if check.bar is None else f"{check.op} {check.bar:.4g}"
-            table.add_row(
-                mark, Text(check.name), "none" if check.value is None else f"{check.value:.4g}", bar, Text(check.reason)
-            )
-        return table
-
-    def write_json(self, path: Path) -> None:
-        """The verdict for CI, as `as_dict`."""
-        path.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
-
-    def write_junit(self, path: Path, suite: str = "foveal gate") -> None:
-        """The verdict as a JUnit file: one test case a gate, its reason as the failure message."""
-        failures = sum(not check.passed for check in self.checks)
-        root = ElementTree.Element(
-            "testsuite", name=suite, tests=str(len(self.checks)), failures=str(failures), errors="0", skipped="0"
-        )
-        for check in self.checks:
-            case = ElementTree.SubElement(root, "testcase", classname=_xml(check.metric), name=_xml(check.name))
-            if not check.passed:
-                ElementTree.SubElement(case, "failure", message=_xml(check.reason)).text = _xml(check.why)
-        ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
-
-
-def load(path: Path) -> list[Gate]:
+def load(path: Path) -> list[AnyGate]:
     """The gates of a YAML file.
 
     Raises:
@@ -149,7 +73,7 @@ def load(path: Path) -> list[Gate]:
     return parse(document, source=str(path))
 
 
-def parse(document: object, source: str = "gates") -> list[Gate]:
+def parse(document: object, source: str = "gates") -> list[AnyGate]:
     """Gates from plain data (a list of mappings); raises ConfigError as `load`."""
     if not isinstance(document, list) or not document:
         raise ConfigError(
@@ -157,21 +81,15 @@ def parse(document: object, source: str = "gates") -> list[Gate]:
             expected="a list of {name, metric, op, bar, why}",
             received=type(cast(object, document)).__name__,
         )
-    gates: list[Gate] = []
+    gates: list[AnyGate] = []
     for number, entry in enumerate(cast(list[object], document), start=1):
+        kind = _kind(entry)
         try:
-            gate = Gate.model_validate(entry)
+            gate = kind.model_validate(entry)
         except ValidationError as error:
-            first = error.errors()[0]
-            named = cast(Mapping[str, Any], entry).get("name", number) if isinstance(entry, Mapping) else number
-            field = ".".join(str(part) for part in first["loc"][:1]) or "entry"
-            raise ConfigError(
-                f"{source}: gate {named!r}, field {field!r}: {first['msg'].lower()}",
-                expected=f"exactly the fields {', '.join(Gate.model_fields)} with op one of {' '.join(get_args(Op))}",
-                received=repr(first.get("input"))[:120],
-            ) from None
+            raise _malformed(error, entry, number, kind, source) from None
         try:
-            evaluate(str(gate.bar), lambda _: math.nan)  # reads it through; NaN is never a false division by zero
+            gate.verify()
         except BadInput as error:
             raise ConfigError(f"{source}: gate {gate.name!r}: {error}") from None
         gates.append(gate)
@@ -182,69 +100,36 @@ def parse(document: object, source: str = "gates") -> list[Gate]:
     return gates
 
 
-def check(gates: Path | Sequence[Gate] | Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> GateReport:
-    """Every gate against the figures of a run (nested mappings and lists, as in `report.json`)."""
+def check(
+    gates: Path | Sequence[AnyGate] | Sequence[Mapping[str, Any]], results: Evidence | Mapping[str, Any]
+) -> GateReport:
+    """Every gate against the figures of a run: nested mappings and lists, as in `report.json`, or `Evidence`."""
     if isinstance(gates, Path):
         parsed = load(gates)
     else:
-        parsed = parse([gate.model_dump() if isinstance(gate, Gate) else gate for gate in gates])
-    return GateReport(tuple(_check(gate, results) for gate in parsed))
+        parsed = parse(
+            [dict(gate) if isinstance(gate, Mapping) else gate.model_dump(exclude_unset=True) for gate in gates]
+        )
+    evidence = results if isinstance(results, Evidence) else Evidence(results)
+    return GateReport(tuple(gate.decide(evidence) for gate in parsed))
 
 
-def lookup(results: Mapping[str, Any], path: str) -> float:
-    """The number at a dotted path; integer parts index lists; booleans count as 0 and 1.
-
-    Raises:
-        BadInput: nothing stands there, or not a finite number.
-    """
-    here: Any = results
-    walked: list[str] = []
-    for part in path.split("."):
-        at = ".".join(walked) or "the results"
-        if isinstance(here, Mapping) and part in here:
-            here = cast(Mapping[str, Any], here)[part]
-        elif isinstance(here, list) and part.isdecimal() and int(part) < len(cast(list[Any], here)):
-            here = cast(list[Any], here)[int(part)]
-        else:
-            names = sorted(str(key) for key in cast(Mapping[Any, Any], here)) if isinstance(here, Mapping) else []
-            raise BadInput(
-                f"{path} was not measured: {at} has no {part!r}",
-                remedy=f"It has {', '.join(names[:12])}." if names else None,
-            )
-        walked.append(part)
-    if not isinstance(here, int | float):
-        raise BadInput(f"{path} is not a number", received=repr(here)[:80])
-    if not math.isfinite(here):
-        raise BadInput(f"{path} is not finite", received=str(here))
-    return float(here)
+def _kind(entry: object) -> type[AnyGate]:
+    fields = cast(Mapping[str, Any], entry) if isinstance(entry, Mapping) else {}
+    return next((kind for field, kind in KINDS.items() if field in fields), Gate)
 
 
-def _check(gate: Gate, results: Mapping[str, Any]) -> Check:
-    value = bar = None
-    passed = False
-    try:
-        value = lookup(results, gate.metric)
-        bar = evaluate(str(gate.bar), lambda path: lookup(results, path))
-    except BadInput as error:
-        reason = str(error)
-    else:
-        passed = OPS[gate.op](value, bar)
-        reason = f"{value:.4g} {'holds' if passed else 'misses'} {gate.op} {bar:.4g}"
-        if not passed and gate.op != "==":
-            reason += f" by {abs(value - bar):.3g}"
-    return Check(
-        name=gate.name,
-        metric=gate.metric,
-        value=value,
-        op=gate.op,
-        bar=bar,
-        bar_text=str(gate.bar),
-        passed=passed,
-        reason=reason,
-        why=gate.why,
+def _malformed(error: ValidationError, entry: object, number: int, kind: type[AnyGate], source: str) -> ConfigError:
+    first = error.errors()[0]
+    named = cast(Mapping[str, Any], entry).get("name", number) if isinstance(entry, Mapping) else number
+    field = ".".join(str(part) for part in first["loc"][:1]) or "entry"
+    required = [name for name, info in kind.model_fields.items() if info.is_required()]
+    optional = [name for name, info in kind.model_fields.items() if not info.is_required()]
+    expected = f"the fields {', '.join(required)}"
+    expected += f" with op one of {' '.join(get_args(Op))}" if kind is Gate else ""
+    expected += f", and if wanted {', '.join(optional)}" if optional else ""
+    return ConfigError(
+        f"{source}: gate {named!r}, field {field!r}: {first['msg'].lower()}",
+        expected=expected,
+        received=repr(first.get("input"))[:120],
     )
-
-
-def _xml(text: str) -> str:
-    """Text without the control characters that XML 1.0 cannot carry."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "\ufffd", text)

@@ -146,6 +146,22 @@ def points(groups: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
     return figure
 
 
+def differences(rows: Mapping[str, tuple[float, float, float]], *, x: str = "difference") -> Figure:
+    """Changes with their intervals about a line at 0: `rows` maps a name to (value, low, high), not finite left out."""
+    known = {name: row for name, row in rows.items() if np.isfinite(row).all()}
+    figure, axes = _axes(height=0.9 + 0.32 * max(len(known), 1))
+    for row, (value, low, high) in enumerate(known.values()):
+        colour = SOFT if low <= 0 <= high else COLOUR[0]
+        axes.hlines(row, low, high, color=colour, linewidth=2.4)
+        axes.plot([value], [row], marker="o", markersize=6, color=colour)
+    axes.axvline(0, color=INK, linewidth=1, linestyle=DASHES[1])
+    axes.set(yticks=range(len(known)), yticklabels=[_plain(name) for name in known], xlabel=x)
+    axes.set_ylim(len(known) - 0.4, -0.6)
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    return figure
+
+
 def timeline(stages: Sequence[tuple[str, float]]) -> Figure:
     """Stages one after the other: (name, seconds), in the order they ran."""
     figure, axes = _axes(height=0.8 + 0.32 * len(stages))

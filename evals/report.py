@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from evals import look
-from evals.gates import GateReport
+from evals.verdicts import GateReport, Word
 from foveal import __version__
 from foveal.detections import Detections
 from foveal.errors import BadInput
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 State = Literal["good", "warn", "bad"]
+STATES: dict[Word, State] = {"pass": "good", "fail": "bad", "cannot tell": "warn"}
 SIGNS = {">=": "\u2265", "<=": "\u2264", "==": "="}
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -141,16 +142,11 @@ class Report:
         """The verdict of a gate, a row a check."""
         rows: list[Sequence[Cell]] = []
         for check in gate.checks:
-            bar = check.bar_text if check.bar is None else f"{check.bar:.4g}"
-            rows.append(
-                (
-                    Mark("pass", "good") if check.passed else Mark("fail", "bad"),
-                    check.name,
-                    "not measured" if check.value is None else f"{check.value:.4g}",
-                    f"{SIGNS.get(check.op, check.op)}\u00a0{bar}",
-                    check.why if check.passed else f"{check.reason.rstrip('.')}. It stands because: {check.why}",
-                )
-            )
+            shown = "not measured" if check.value is None and check.op != "is" else check.value_shown
+            bar = check.bar_shown if check.bar is None else f"{SIGNS.get(check.op, check.op)}\u00a0{check.bar:.4g}"
+            why = check.why if check.passed else f"{check.reason.rstrip('.')}. It stands because: {check.why}"
+            why = f"{why.rstrip('.')}. {check.power}" if check.power else why
+            rows.append((Mark(check.word, STATES[check.word]), check.name, shown, bar, why))
         return self.table(("verdict", "gate", "measured", "bar", "why"), rows, stack=True)
 
     def plot(self, figure: Figure | bytes, caption: str, alt: str = "") -> Report:

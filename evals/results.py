@@ -83,7 +83,7 @@ class Data(_Part):
 class Result(_Part):
     """One evaluation of one subject on one data set."""
 
-    schema_: Literal["foveal.result/1"] = Field(SCHEMA, alias="schema")
+    schema_: Literal["foveal.result/1"] = Field(alias="schema")
     task: str
     name: str  # what gates and leaderboards call it; the task's name unless given
     subject: Subject

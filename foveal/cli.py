@@ -15,9 +15,11 @@ import typer
 from foveal import __version__, precision_cli, robustness_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
+from foveal.compare_cli import eval_compare
 from foveal.distill_cli import distill, export, prelabel_app
 from foveal.errors import FovealError
 from foveal.eval_cli import eval_app
+from foveal.gate_cli import gate
 from foveal.memory_cli import memory_app
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
@@ -38,6 +40,7 @@ app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
 for command in (robustness_cli.robustness, robustness_cli.shift, robustness_cli.slices):
     eval_app.command()(command)
+eval_app.command("compare")(eval_compare)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")
@@ -47,6 +50,7 @@ app.add_typer(prelabel_app, name="prelabel")
 app.add_typer(registry_app, name="registry")
 app.command()(distill)
 app.command()(export)
+app.command()(gate)
 app.command()(serve)
 
 
@@ -113,35 +117,6 @@ def world(
     write(out, domain, count, seed, size, labels, lambda _: progress.advance(), workers)
     progress.finish()
     emit({"out": str(out), "images": count}, json_)
-
-
-@app.command()
-def gate(
-    gates: Annotated[Path, typer.Argument(metavar="FILE", help="YAML list of gates.")],
-    results: Annotated[Path, typer.Option(metavar="FILE", help="JSON report that holds the metrics.")] = Path(
-        "runs/quickstart/report.json"
-    ),
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML.")] = None,
-    json_: Json = False,
-) -> None:
-    """Check results against release gates; the exit code says yes (0) or no (1).
-
-    Example: foveal gate gates.yaml --results runs/quickstart/report.json
-    """
-    from rich.console import Console
-
-    from evals.coco_pairs import read_json
-    from evals.gates import check
-
-    report = check(gates, read_json(results))
-    if junit is not None:
-        report.write_junit(junit)
-    if json_:
-        emit(report.as_dict(), True)
-    else:
-        Console().print(report.table())
-    if not report.passed:
-        raise typer.Exit(report.exit_code)
 
 
 def main() -> None:

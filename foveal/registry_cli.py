@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -35,6 +35,9 @@ def registry_list(registry: RegistryDir = DEFAULT_REGISTRY, json_: Json = False)
 def registry_register(
     folder: Annotated[Path, typer.Argument(help="A sealed artifact folder.")],
     name: Annotated[str | None, typer.Option(help="Name to register it under.")] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Result of `foveal eval` to file with it; repeatable.")
+    ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
 ) -> None:
@@ -45,8 +48,72 @@ def registry_register(
     from foveal.artifacts import read
     from foveal.registry import Registry
 
-    version = Registry(registry).register(folder, name)
-    emit({"name": name or read(folder).name, "version": version}, json_)
+    store = Registry(registry)
+    name = name or read(folder).name
+    if results:
+        from evals.filing import file_results
+        from evals.results import read as read_result
+
+        for path in results:
+            read_result(path)  # before anything is registered
+        version = store.register(folder, name)
+        file_results(store, name, version, results)
+    else:
+        version = store.register(folder, name)
+    emit({"name": name, "version": version}, json_)
+
+
+@registry_app.command("file")
+def registry_file(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="Version that was measured.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Results of `foveal eval ... --out`.")],
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Keep results beside a registered version, for the leaderboard.
+
+    Example: foveal registry file depot 2 runs/eval/detection.json
+    """
+    from evals.filing import file_results
+    from foveal.registry import Registry
+
+    kept = file_results(Registry(registry), name, version, results)
+    emit({"name": name, "version": version, "filed": [str(path) for path in kept]}, json_)
+
+
+@registry_app.command("leaderboard")
+def registry_leaderboard(
+    results: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RESULT...]", help="Results of models that are not registered.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="Write a page to look at.")] = None,
+    registry: RegistryDir = DEFAULT_REGISTRY,
+    json_: Json = False,
+) -> None:
+    """Rank registered versions by their filed results: intervals, licences, sizes and gate verdicts.
+
+    Example: foveal registry leaderboard --registry runs/registry --out runs/leaderboard.html
+    """
+    from rich.console import Console
+
+    from evals import leaderboard
+    from evals.compare_page import labels
+    from evals.filing import filed
+    from evals.results import read
+    from foveal.registry import Registry
+
+    versions, paths = filed(Registry(registry)), results or []
+    others = list(zip(labels([str(path) for path in paths]), map(read, paths), strict=True)) if paths else []
+    found = leaderboard.boards(leaderboard.rows_of(versions, others))
+    if out is not None:
+        leaderboard.page(found, versions).write(out)
+        typer.echo(f"look at {out}", err=True)
+    if json_:
+        emit(leaderboard.as_dict(found), True)
+    else:
+        for table in leaderboard.tables(found):
+            Console().print(table, "")
 
 
 @registry_app.command("promote")
@@ -60,7 +127,13 @@ def registry_promote(
         Path | None, typer.Option(metavar="FILE", help="YAML list of gates that it must pass now.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON report with the figures; beside those in its manifest.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="Result, or JSON report with the figures; beside those in its manifest; repeatable."
+        ),
+    ] = None,
+    incumbent: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="Result of what it replaces; repeatable.")
     ] = None,
     registry: RegistryDir = DEFAULT_REGISTRY,
     json_: Json = False,
@@ -74,32 +147,22 @@ def registry_promote(
 
     store = Registry(registry)
     if gates is not None:
+        from evals.evidence import gather
+        from evals.filing import file_verdict
+        from evals.gates import check
         from foveal.artifacts import read
+        from foveal.gate_cli import show
 
-        figures = read(store.resolve(f"{name}@{version}")).metrics | _figures(results)
-        _held(gates, figures)
-    elif results is not None:
+        folder = store.resolve(f"{name}@{version}")
+        verdict = check(gates, gather(results or (), incumbent or (), folder, read(folder).metrics))
+        file_verdict(store, name, version, gates.name, verdict)
+        if not verdict.passed:
+            show(verdict, stderr=True)
+            raise typer.Exit(verdict.exit_code)
+    elif results or incumbent:
         raise BadInput("there are results but no gates to hold them against", remedy="Add --gates FILE.")
     store.promote(name, version, alias, gate=gates and gates.name)
     emit({"name": name, "version": version, "alias": alias}, json_)
-
-
-def _figures(results: Path | None) -> dict[str, Any]:
-    from evals.coco_pairs import read_json
-
-    return {} if results is None else read_json(results)
-
-
-def _held(gates: Path, figures: dict[str, Any]) -> None:
-    """Ends the command where a gate says no."""
-    from rich.console import Console
-
-    from evals.gates import check
-
-    verdict = check(gates, figures)
-    if not verdict.passed:
-        Console(stderr=True).print(verdict.table())
-        raise typer.Exit(verdict.exit_code)
 
 
 @registry_app.command("rollback")

@@ -130,7 +130,9 @@ def test_a_slice_is_named_by_the_nearest_text_and_shown(tmp_path: Path) -> None:
     assert list(measured.figures["slices"]) == ["green"]
     told = measured.figures["slices"]["green"]
     assert told["error"] > 0.5 > 0.25 > told["rest"]
-    assert {k for k, name in zip(kinds, measured.slices["slice"], strict=True) if name} == {"green"}
+    inside = [kind for kind, name in zip(kinds, measured.slices["slice"], strict=True) if name]
+    assert inside.count("green") == 40  # all of them, and few others
+    assert len(inside) < 55
     data = Data(source="here", fingerprint="0", images=len(dataset))
     result = Stopwatch().result("slices", measured, Subject(reference="colour"), data)
     html = pages.page(result, dataset).html()
