@@ -41,8 +41,8 @@ ERRORS: dict[str, Callable[[float], float]] = {
 }
 FEWEST = 10  # items of a slice, in either half
 PICTURES = 5  # that they come from
-LARGEST = 3  # a slice is a third of the items at most
-AS_GOOD = 0.9  # of the best separation
+LARGEST = 4  # a slice is a fourth of the items at most
+AS_GOOD = 0.95  # of the best separation
 MISTAKES_EACH = 6  # of the half that is searched, for each centre
 MOST_CENTRES = 12
 TRIED = 6  # slices at most, those that set themselves apart most
