@@ -12,21 +12,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.clusters import centres_of, nearest_texts, telling_terms
+from evals.encoding import encoded
+from evals.measures import measures_of
 from evals.results import Measured, Result
 from evals.slicing import Words
 from evals.zero_shot import each_crop
-from foveal.dataset import Dataset
+from foveal.dataset import Dataset, Sample
 from foveal.detections import BoolArray, FloatArray
 from foveal.errors import BadInput
 from foveal.models import Encoder
 from foveal.progress import Progress, track
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Doubles = NDArray[np.float64]
 
@@ -51,7 +55,7 @@ OVERLAP = 0.5  # of the smaller slice's items, from which on two are one
 SAYS = 0.6  # share of a slice's items of which a known word names it, where the rest has half as much or less
 SHUFFLES = 9999
 LEVEL = 0.05
-BATCH = 64
+ROWS = 256  # images whose AP50 is worked out at once
 TEXTS = 2000  # words of captions that may name a slice
 SEED = 1
 
@@ -80,12 +84,19 @@ class Found:
 def errors_of(result: Result) -> Doubles:
     """The error (N,) of each item in [0, 1]; NaN where nothing is known.
 
+    Of detections it is what an image's own boxes lack to an AP50 of 1.
+
     Raises:
         BadInput: the result keeps no items, or nothing that says which were right.
     """
     for column, error in ERRORS.items():
         if column in result.items:
             return np.array([np.nan if value is None else error(float(value)) for value in result.items[column]])
+    known = measures_of(result)
+    if "AP50" in known:
+        count = len(result)
+        blocks = [np.eye(ROWS, count, k=start)[: count - start] for start in range(0, count, ROWS)]
+        return 1 - np.concatenate([known["AP50"].of(result.items, block) for block in blocks])
     raise BadInput(
         f"the result {result.name!r} does not say which of its items are wrong",
         expected=f"a column {', '.join(ERRORS)}",
@@ -267,21 +278,17 @@ def _vectors(
         )
     crops = "class" in result.items and all(name in wanted for name in result.items["id"])
 
-    def shown() -> Iterator[tuple[list[int], Any]]:
-        for sample in track(progress, dataset, "embed items"):
-            own = by_picture.get(sample.id, [])
-            if not own:
-                continue
-            if crops and sample.truth is not None and len(sample.truth):
-                yield from (([wanted[c.id]], c.image) for c in each_crop([sample], dataset.classes) if c.id in wanted)
-            else:
-                yield own, sample.image()
+    def shown(sample: Sample) -> Iterator[tuple[list[int], Image]]:
+        own = by_picture.get(sample.id, [])
+        if crops and own and sample.truth is not None and len(sample.truth):
+            yield from (([wanted[c.id]], c.image) for c in each_crop([sample], dataset.classes) if c.id in wanted)
+        elif own:
+            yield own, sample.image()
 
     vectors = np.zeros((len(rows), encoder.dimension), dtype=np.float32)
-    stream = shown()
-    while batch := list(islice(stream, BATCH)):
-        for (places, _), vector in zip(batch, encoder.encode_images([image for _, image in batch]), strict=True):
-            vectors[places] = vector
+    for places, found in encoded(encoder, track(progress, dataset, "embed items"), shown):
+        for own, vector in zip(places, found, strict=True):
+            vectors[own] = vector
     return vectors
 
 

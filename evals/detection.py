@@ -1,23 +1,29 @@
-"""Detection quality: COCO average precision, greedy matching, precision and recall, and lists of mistakes.
+"""Detection quality: COCO average precision, greedy matching, precision and recall.
 
 Shape letters: N predictions, M truths, both of one image unless said otherwise. Boxes are xyxy pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from itertools import pairwise
+from typing import Any, TypedDict
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
 
+from evals.average_precision import interpolated
+from evals.coco_boxes import Doubles
 from evals.coco_pairs import Pairs, PredictionLike, TruthLike, pair_up
 from evals.intervals import wilson
+from evals.matching import Matches, match_pairs
+from evals.mistakes import gains
+from evals.results import Measured, slices_of
+from foveal.dataset import Sample
 from foveal.detections import BoolArray, Detections, FloatArray, IntArray, pairwise_iou
 from foveal.errors import BadInput
 
-MistakeKind = Literal["class", "localisation", "both", "duplicate", "background", "missed"]
+LIMITS = (1, 10, 100)  # predictions an image and class, for COCO's recalls
 
 
 class DetectionScores(TypedDict):
@@ -42,66 +48,123 @@ class DetectionScores(TypedDict):
     predicted_boxes: int
 
 
-def evaluate(truth: TruthLike, predictions: PredictionLike) -> DetectionScores:
-    """COCO average precision and recall of boxes, equal to pycocotools' numbers.
+def evaluate(truth: TruthLike, predictions: PredictionLike, *, masks: bool = False) -> DetectionScores:
+    """COCO average precision and recall of boxes, or of masks, equal to pycocotools' numbers.
 
     Args:
         truth: a COCO file or parsed dict, a dataset folder, a `Dataset`, or one `Detections` an image.
         predictions: a COCO results file or list, an instances-style COCO file with scores, or one `Detections` an
             image in the order of the truth.
+        masks: compare masks, which both sides must have, in place of boxes.
 
     Raises:
         BadInput: predictions for unknown images or classes (listed), without score, NaN, or in another box format.
     """
-    pairs = pair_up(truth, predictions)
-    evaluation = _run_coco(pairs)
-    precision: Any = evaluation.eval["precision"]  # (10 IoU, 101 recall, K classes, 4 areas, 3 limits)
-    recall: Any = evaluation.eval["recall"]  # (10 IoU, K, 4 areas, 3 limits)
+    pairs = pair_up(truth, predictions, masks=masks)
+    return _scores(pairs, match_pairs(pairs))
+
+
+def measure(
+    truth: TruthLike, predictions: PredictionLike, *, masks: bool = False, samples: Iterable[Sample] = ()
+) -> Measured:
+    """`evaluate`'s figures, the `errors` (AP50 that undoing each kind of mistake would give), and each image's part.
+
+    Items, one an image: `classes`, `scores` and `boxes` (xyxy) of its predictions, surest first, at most 100 a class;
+    `hits` and `ignored`, of each prediction the sum of 2**t over the IoU thresholds 0.5 + 0.05 t at which it is a hit,
+    or counts neither way; `truths`, the classes of what was to be found. Classes are numbers, in the order of
+    `per_class`.
+
+    Args:
+        samples: the images, whose metadata says how the items can be divided.
+
+    Raises:
+        BadInput: as `evaluate`.
+    """
+    pairs = pair_up(truth, predictions, masks=masks)
+    matches = match_pairs(pairs)
+    figures = {**_scores(pairs, matches), "errors": gains(matches, len(pairs.classes))}
+    known = {sample.id: sample for sample in samples}
+    slices = slices_of([known[id] for id in pairs.ids]) if known.keys() >= set(pairs.ids) else {}
+    return Measured(figures, _items(pairs, matches), slices)
+
+
+def _scores(pairs: Pairs, matches: Matches) -> DetectionScores:
+    precision, recall = _tables(matches, len(pairs.classes))
     names = pairs.classes
     return DetectionScores(
-        AP=_mean(precision[:, :, :, 0, 2]),
-        AP50=_mean(precision[0, :, :, 0, 2]),
-        AP75=_mean(precision[5, :, :, 0, 2]),
-        APs=_mean(precision[:, :, :, 1, 2]),
-        APm=_mean(precision[:, :, :, 2, 2]),
-        APl=_mean(precision[:, :, :, 3, 2]),
-        AR1=_mean(recall[:, :, 0, 0]),
-        AR10=_mean(recall[:, :, 0, 1]),
-        AR100=_mean(recall[:, :, 0, 2]),
-        ARs=_mean(recall[:, :, 1, 2]),
-        ARm=_mean(recall[:, :, 2, 2]),
-        ARl=_mean(recall[:, :, 3, 2]),
-        per_class={name: _mean(precision[0, :, k, 0, 2]) for k, name in enumerate(names)},
-        per_class_ap={name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(names)},
-        images=pairs.images,
+        AP=_mean(precision[:, 0]),
+        AP50=_mean(precision[:, 0, 0]),
+        AP75=_mean(precision[:, 0, 5]),
+        APs=_mean(precision[:, 1]),
+        APm=_mean(precision[:, 2]),
+        APl=_mean(precision[:, 3]),
+        AR1=_mean(recall[:, 0, 0]),
+        AR10=_mean(recall[:, 1, 0]),
+        AR100=_mean(recall[:, 2, 0]),
+        ARs=_mean(recall[:, 2, 1]),
+        ARm=_mean(recall[:, 2, 2]),
+        ARl=_mean(recall[:, 2, 3]),
+        per_class={name: _mean(precision[k, 0, 0]) for k, name in enumerate(names)},
+        per_class_ap={name: _mean(precision[k, 0]) for k, name in enumerate(names)},
+        images=len(pairs.ids),
         truth_boxes=len(pairs.truth),
         predicted_boxes=len(pairs.predictions),
     )
 
 
-def _mean(values: Any) -> float | None:
-    known = values[values > -1]
+def _mean(values: Doubles) -> float | None:
+    known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else None
 
 
-def _run_coco(pairs: Pairs) -> Any:
-    header = {
-        "images": [{"id": i + 1} for i in range(pairs.images)],
-        "categories": [{"id": k + 1, "name": name} for k, name in enumerate(pairs.classes)],
+def _tables(matches: Matches, classes: int) -> tuple[Doubles, Doubles]:
+    """Precision (classes, sizes, thresholds) and recall (classes, limits, sizes, thresholds); NaN without truth."""
+    sizes, thresholds = matches.hit.shape[1:]
+    positives = np.zeros((classes, sizes))
+    np.add.at(positives, matches.truth.category, matches.counted)
+    precision = np.full((classes, sizes, thresholds), np.nan)
+    recall = np.full((classes, len(LIMITS), sizes, thresholds), np.nan)
+    order = np.lexsort((-matches.predictions.score, matches.predictions.category))
+    bounds = np.searchsorted(matches.predictions.category[order], np.arange(classes + 1))
+    for k in np.flatnonzero(positives[:, 0]).tolist():
+        rows = order[bounds[k] : bounds[k + 1]]
+        hit = matches.hit[rows].reshape(len(rows), sizes * thresholds)
+        above = np.cumsum(~matches.ignored[rows].reshape(hit.shape), axis=0, dtype=np.int32)
+        some = hit.any(axis=1)  # the others only lower the precision of those below them
+        known = np.repeat(positives[k], thresholds)
+        found = np.cumsum(hit[some], axis=0, dtype=np.int32)
+        # Where another column has the hit, its precision is at most that of the column's own last hit.
+        precision[k] = interpolated(found.astype(np.float64), above[some].astype(np.float64), known).reshape(sizes, -1)
+        rank = matches.rank[rows]
+        for i, limit in enumerate(LIMITS):
+            hits = hit[rank < limit].sum(axis=0).reshape(sizes, -1)
+            recall[k, i] = np.where(positives[k][:, None] > 0, hits / np.maximum(positives[k], 1)[:, None], np.nan)
+    return precision, recall
+
+
+def _items(pairs: Pairs, matches: Matches) -> dict[str, list[Any]]:
+    found = matches.predictions
+    order = np.lexsort((-found.score, found.image))
+    bounds = np.searchsorted(found.image[order], np.arange(len(pairs.ids) + 1)).tolist()
+    bits = 1 << np.arange(matches.hit.shape[2])
+    corners = np.concatenate([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]], axis=1).round(2)
+    columns = {
+        "classes": found.category[order].tolist(),
+        "scores": found.score[order].tolist(),
+        "boxes": corners[order].tolist(),
+        "hits": (matches.hit[order, 0] @ bits).tolist(),
+        "ignored": (matches.ignored[order, 0] @ bits).tolist(),
     }
-    evaluation = COCOeval_faster(
-        COCO({**header, "annotations": pairs.truth}),
-        COCO({**header, "annotations": pairs.predictions}),
-        iouType="bbox",
-        print_function=_silence,
-    )
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation
-
-
-def _silence(*_: object) -> None:
-    """COCO's evaluation reports on its way; nobody asked."""
+    real = np.flatnonzero(matches.counted[:, 0])
+    real = real[np.argsort(matches.truth.image[real], kind="stable")]
+    ends = np.searchsorted(matches.truth.image[real], np.arange(len(pairs.ids) + 1)).tolist()
+    truths = matches.truth.category[real].tolist()
+    parts = [slice(a, b) for a, b in pairwise(bounds)]
+    return {
+        "id": list(pairs.ids),
+        **{name: [column[part] for part in parts] for name, column in columns.items()},
+        "truths": [truths[a:b] for a, b in pairwise(ends)],
+    }
 
 
 def assign(
@@ -168,7 +231,7 @@ def precision_recall(
     Raises:
         BadInput: the two sequences differ in length.
     """
-    _same_length(predictions, truth)
+    same_length(predictions, truth)
     hits = sum(int(match(p, t, iou).sum()) for p, t in zip(predictions, truth, strict=True))
     return PrecisionRecall(hits, sum(map(len, predictions)), sum(map(len, truth)))
 
@@ -203,7 +266,7 @@ def precision_recall_curve(
     keys: Sequence[FloatArray] | None = None,
 ) -> Curve:
     """The curve over all classes together, swept by `keys` (one (N,) array an image; default: scores)."""
-    _same_length(predictions, truth)
+    same_length(predictions, truth)
     order = [p.scores for p in predictions] if keys is None else list(keys)
     hits = [assign(p, t, iou, order=k) >= 0 for p, t, k in zip(predictions, truth, order, strict=True)]
     empty = np.zeros(0, dtype=np.float32)
@@ -223,74 +286,7 @@ def sweep(keys: FloatArray, correct: BoolArray, truths: int) -> Curve:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """One false alarm or one missed object, with what it was confused with."""
-
-    image: int  # index in the sequences compared
-    kind: MistakeKind
-    label: str  # predicted label; of a missed truth, its true label
-    score: float  # of the prediction; 0 for a missed truth
-    box: tuple[float, float, float, float]
-    truth_label: str | None = None  # label of the truth it overlaps most, where there is one
-    overlap: float = 0.0  # IoU with that truth
-
-
-def mistakes(
-    predictions: Sequence[Detections],
-    truth: Sequence[Detections],
-    iou: float = 0.5,
-    background: float = 0.1,
-) -> list[Mistake]:
-    """Every mistake, worst first: false positives by falling score, then missed truths from large to small.
-
-    The kinds of false positive are TIDE's (arXiv 2008.08115): against the truth it overlaps most, a prediction with
-    IoU >= `iou` has the wrong class or is a duplicate, between `background` and `iou` it is badly placed (or both),
-    and below it fired on background.
-    """
-    _same_length(predictions, truth)
-    false_alarms: list[Mistake] = []
-    missed: list[Mistake] = []
-    for image, (found, known) in enumerate(zip(predictions, truth, strict=True)):
-        taken = assign(found, known, iou)
-        overlap = pairwise_iou(found.boxes, known.boxes)
-        for i in np.flatnonzero(taken < 0).tolist():
-            false_alarms.append(_false_alarm(image, found, known, i, overlap[i], iou, background))
-        for j in sorted(set(range(len(known))) - set(taken.tolist())):
-            missed.append(Mistake(image, "missed", known.label_names[j], 0.0, _box(known, j)))
-    false_alarms.sort(key=lambda m: -m.score)
-    missed.sort(key=lambda m: -(m.box[2] - m.box[0]) * (m.box[3] - m.box[1]))
-    return false_alarms + missed
-
-
-def _false_alarm(
-    image: int, found: Detections, known: Detections, i: int, overlap: FloatArray, iou: float, background: float
-) -> Mistake:
-    label, box, score = found.label_names[i], _box(found, i), float(found.scores[i])
-    if not len(known) or overlap.max() < background:
-        return Mistake(image, "background", label, score, box)
-    same = np.array([name == label for name in known.label_names])
-    best_same = float(np.where(same, overlap, 0).max())
-    best = int(overlap.argmax())
-    if best_same >= iou:
-        kind: MistakeKind = "duplicate"
-        best = int(np.where(same, overlap, -1).argmax())
-    elif overlap[best] >= iou:
-        kind = "class"
-    elif best_same >= background:
-        kind = "localisation"
-        best = int(np.where(same, overlap, -1).argmax())
-    else:
-        kind = "both"
-    return Mistake(image, kind, label, score, box, known.label_names[best], float(overlap[best]))
-
-
-def _box(detections: Detections, i: int) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = detections.boxes[i].tolist()
-    return x1, y1, x2, y2
-
-
-def _same_length(predictions: Sequence[Detections], truth: Sequence[Detections]) -> None:
+def same_length(predictions: Sequence[Detections], truth: Sequence[Detections]) -> None:
     if len(predictions) != len(truth):
         raise BadInput(
             "predictions and truth cover different images",

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evals import average_precision
+from evals.average_precision import Fates
 from evals.results import Result
 from foveal.errors import BadInput, UnknownName
 
@@ -87,6 +89,20 @@ def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+def precision_at(*thresholds: int) -> Callable[[Items, Weights], Figures]:
+    """COCO's average precision at some of the IoU thresholds 0.5 + 0.05 t, all when none are named."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        return average_precision.precision_of(Fates.of_items(items), weights, list(thresholds or range(10)))
+
+    return measure
+
+
+def average_recall(items: Items, weights: Weights) -> Figures:
+    """COCO's average recall with 100 predictions an image and class."""
+    return average_precision.recall_of(Fates.of_items(items), weights)
+
+
 def ratio_of(top: str, bottom: str) -> Callable[[Items, Weights], Figures]:
     """The mean of one column over the mean of another; NaN where that is 0."""
 
@@ -96,6 +112,12 @@ def ratio_of(top: str, bottom: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+DETECTION = {
+    "AP": Measure(precision_at()),
+    "AP50": Measure(precision_at(0)),
+    "AP75": Measure(precision_at(5)),
+    "AR100": Measure(average_recall),
+}
 MEASURES: dict[str, dict[str, Measure]] = {
     "zero-shot": {
         "top1": Measure(mean_of("right")),
@@ -108,6 +130,17 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "recall_at_10": Measure(share_within("rank", 10)),
         "median_rank": Measure(median_of("rank"), higher_is_better=False),
         "map": Measure(mean_of("precision")),
+    },
+    "detection": DETECTION,
+    "segmentation": DETECTION,
+    "prelabel": {
+        "accepted_precision": Measure(ratio_of("accepted_right", "accepted")),
+        "accepted_recall": Measure(ratio_of("accepted_right", "gold")),
+        "review_rate": Measure(ratio_of("in_review", "shown"), higher_is_better=False),
+        "images_to_review": Measure(mean_of("any_review"), higher_is_better=False),
+        "precision": Measure(ratio_of("shown_right", "shown")),
+        "recall": Measure(ratio_of("shown_right", "gold")),
+        "corrections_saved_per_1000_images": Measure(mean_of("saved_per_1000")),
     },
     "vqa": {
         "exact_match": Measure(mean_of("exact_match")),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import blind_spots_page, robustness_page, shift_page
+from evals import blind_spots_page, detection_page, prelabel_page, robustness_page, shift_page
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -124,6 +124,9 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "robustness": robustness_page.section,
     "shift": shift_page.section,
     "slices": blind_spots_page.section,
+    "detection": detection_page.section,
+    "segmentation": detection_page.section,
+    "prelabel": prelabel_page.section,
 }
 
 

@@ -37,7 +37,7 @@ def precision_recall(curves: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
             np.asarray(recall), np.asarray(precision), label=_plain(name), color=colour, linestyle=dash, linewidth=2
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    _legend(axes, len(curves), loc="lower left")
+    _legend(axes, len(curves), loc="best")
     return figure
 
 

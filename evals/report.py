@@ -52,7 +52,15 @@ class Heat:
     share: float
 
 
-Cell = str | int | float | None | Mark | Heat
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A number or word in a table cell that leads to the `heading` with this anchor."""
+
+    value: str | int | float
+    anchor: str
+
+
+Cell = str | int | float | None | Mark | Link | Heat
 
 
 @dataclass(slots=True)
@@ -80,6 +88,12 @@ class Report:
         """Starts a section; everything that follows belongs to it."""
         self._sections.append(_Section(title, intro))
         return self
+
+    def heading(self, title: str, note: str = "", *, anchor: str = "") -> Report:
+        """A heading within a section; a `Link` with the same anchor leads here."""
+        name = f' id="{escape(anchor)}"' if anchor else ""
+        under = f"<p>{escape(note)}</p>" if note else ""
+        return self._add("", f'<div class="heading"{name}><h3>{escape(title)}</h3>{under}</div>')
 
     def prose(self, text: str) -> Report:
         """Paragraphs, parted by blank lines."""
@@ -120,7 +134,7 @@ class Report:
                     received=f"{len(row)}: {row!r}",
                 )
         numeric = [
-            bool(grid) and all(isinstance(row[i], int | float | Heat | None) for row in grid)
+            bool(grid) and all(isinstance(_inside(row[i]), int | float | Heat | None) for row in grid)
             for i in range(len(columns))
         ]
         align = [' class="n"' if flag else "" for flag in numeric]
@@ -302,7 +316,13 @@ def _section(number: int, section: _Section) -> str:
     return f'<section id="s{number}">{title}{intro}{"".join(parts)}</section>'
 
 
+def _inside(value: Cell) -> Cell:
+    return value.value if isinstance(value, Link) else value
+
+
 def _cell(value: Cell) -> str:
+    if isinstance(value, Link):
+        return f'<a href="#{escape(value.anchor)}">{_cell(value.value)}</a>'
     if isinstance(value, Mark):
         return f'<span class="tag-mark {value.state or "plain"}">{escape(value.text)}</span>'
     if isinstance(value, Heat):

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.encoding import encoded
 from evals.results import Measured, slices_of
 from foveal.dataset import Dataset, Sample
 from foveal.detections import BoolArray, FloatArray, IntArray
 from foveal.errors import BadInput
 from foveal.models import Encoder
 from foveal.progress import Progress, track
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 KS = (1, 5, 10)
 ROWS = 1024  # queries compared at a time
@@ -78,10 +82,8 @@ def measure(encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress
     captioned = [sample for sample in dataset if sample.captions]
     if not captioned:
         raise BadInput("no image has a caption", expected="a dataset with captions", remedy="Use a caption JSONL file.")
-    batch = 64
-    chunks = [captioned[i : i + batch] for i in range(0, len(captioned), batch)]
-    for chunk in track(progress, chunks, "embed images"):
-        vectors.append(encoder.encode_images([sample.image() for sample in chunk]))
+    for _, part in encoded(encoder, track(progress, captioned, "embed images"), _whole):
+        vectors.append(part)
     for i, sample in enumerate(captioned):
         owners.extend([i] * len(sample.captions))
         texts.extend(sample.captions)
@@ -111,6 +113,10 @@ def measure(encoder: Encoder, dataset: Dataset, ks: Sequence[int] = KS, progress
         "said": [captioned[int(best)].id for similarity, _ in blocks for best in similarity.argmax(axis=1)],
     }
     return Measured(figures, items, slices_of(samples))
+
+
+def _whole(sample: Sample) -> Iterator[tuple[str, Image]]:
+    yield sample.id, sample.image()
 
 
 def _caption_ids(owners: Sequence[int], captioned: Sequence[Sample]) -> list[str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -152,10 +153,11 @@ def measure(
     if len(todo) < len(chosen):
         progress.note(f"{len(chosen) - len(todo)} of {len(chosen)} conditions are there from {kept}")
     progress.start("corrupt and measure", (1 + len(todo)) * len(dataset))
+    seen = _one_at_a_time(progress.advance)
     try:
-        clean = task.measure(_Altered(dataset, None, progress.advance))
+        clean = task.measure(_Altered(dataset, None, seen))
         for condition in todo:
-            worse = task.measure(_Altered(dataset, condition, progress.advance))
+            worse = task.measure(_Altered(dataset, condition, seen))
             store.put(condition, worse.figures[task.figure], task.part(worse.items))
     finally:
         progress.finish()
@@ -166,6 +168,17 @@ def measure(
         for name in ("image_clean", "image_corrupted"):
             figures[name] = _mean(items[name])
     return Measured({"figure": task.figure, **figures}, items, clean.slices)
+
+
+def _one_at_a_time(tell: Callable[[], None]) -> Callable[[], None]:
+    """`tell` for the threads that decode."""
+    lock = Lock()
+
+    def told() -> None:
+        with lock:
+            tell()
+
+    return told
 
 
 def _summary(clean: float, figure: Mapping[Condition, float]) -> dict[str, Any]:

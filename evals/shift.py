@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.drift import drift, psi
+from evals.encoding import encoded
 from evals.results import Measured
 from evals.slicing import Words, columns_of
 from evals.two_samples import PERMUTATIONS, classifier_test, kernel_test
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 REFERENCE, DATA = "reference", "data"
-BATCH = 64
 Detect = Callable[[Sequence["Image"], float], list[Detections]]
 
 
@@ -94,7 +93,8 @@ def measure(
         BadInput: fewer than ten images in a set.
     """
     samples = list(images.both)
-    vectors = np.concatenate(list(_encoded(encoder, samples, progress)))
+    stream = encoded(encoder, track(progress, samples, "embed images"), lambda sample: [(sample.id, sample.image())])
+    vectors = np.concatenate([found for _, found in stream])
     first, second = vectors[~images.second], vectors[images.second]
     looks = kernel_test(first, second, permutations)
     told = classifier_test(first, second, images.hashes, permutations)
@@ -130,12 +130,6 @@ def measure(
         figures |= _answers(detect, samples, images.second, progress)
     figures["fields"] = fields
     return Measured(figures, items, columns)
-
-
-def _encoded(encoder: Encoder, samples: Sequence[Sample], progress: Progress | None) -> Iterator[FloatArray]:
-    stream = iter(track(progress, samples, "embed images"))
-    while batch := list(islice(stream, BATCH)):
-        yield encoder.encode_images([sample.image() for sample in batch])
 
 
 def _map(vectors: FloatArray) -> NDArray[np.float64]:

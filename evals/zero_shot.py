@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.encoding import encoded
 from evals.results import Measured, slices_of
 from evals.slicing import quarters
 from foveal.dataset import Dataset, Sample
@@ -20,7 +20,6 @@ from foveal.progress import Progress, track
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = 64  # images encoded at once
 TEMPLATES = ("a photo of a {}", "a {}", "a picture of the {}", "there is a {} here")
 
 
@@ -145,7 +144,7 @@ def measure(
     """`evaluate`'s figures on the crops (or labelled images) of a dataset, over its own classes, and each crop's part.
 
     Items: `image`, `class`, `said` (the nearest class), `right` (0 or 1), `rank` of the right class, and `confidence`
-    in the answer, the softmax at the encoder's own scale. Crops are encoded a batch at a time, so memory stays flat.
+    in the answer, the softmax at the encoder's own scale. Memory stays flat, whatever the number of crops.
 
     Raises:
         BadInput: nothing in the dataset has a class.
@@ -156,13 +155,16 @@ def measure(
     labels: list[int] = []
     sides: list[float | None] = []
     similarity: list[FloatArray] = []
-    stream = each_crop(track(progress, dataset, "name crops"), dataset.classes, context)
-    while batch := list(islice(stream, BATCH)):
-        similarity.append(encoder.encode_images([crop.image for crop in batch]) @ names.T)
-        ids.extend(crop.id for crop in batch)
-        samples.extend(crop.sample for crop in batch)
-        labels.extend(crop.label for crop in batch)
-        sides.extend(crop.side for crop in batch)
+
+    def cut(sample: Sample) -> Iterator[tuple[Crop, Image]]:
+        return ((c, c.image) for c in each_crop([sample], dataset.classes, context))
+
+    for keys, vectors in encoded(encoder, track(progress, dataset, "name crops"), cut):
+        similarity.append(vectors @ names.T)
+        ids.extend(crop.id for crop in keys)
+        samples.extend(crop.sample for crop in keys)
+        labels.extend(crop.label for crop in keys)
+        sides.extend(crop.side for crop in keys)
     _something(len(ids))
     cosine = np.concatenate(similarity)
     truth = np.array(labels)

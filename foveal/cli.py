@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__, precision_cli, robustness_cli
+from foveal import __version__, eval_detection_cli, eval_prelabel_cli, precision_cli, robustness_cli
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
 from foveal.compare_cli import eval_compare
@@ -41,6 +41,8 @@ app.add_typer(archive_app, name="archive")
 for command in (robustness_cli.robustness, robustness_cli.shift, robustness_cli.slices):
     eval_app.command()(command)
 eval_app.command("compare")(eval_compare)
+eval_app.command("detection")(eval_detection_cli.detection)
+eval_app.command("prelabel")(eval_prelabel_cli.prelabel)
 app.add_typer(eval_app, name="eval")
 app.add_typer(keys_app, name="keys")
 app.add_typer(memory_app, name="memory")

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.errors import BadInput
 from foveal.options import DEFAULT_ENCODER, EncoderRef, live_progress
 from foveal.printing import Json, emit
-from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 
 if TYPE_CHECKING:
     from evals.results import Measured, Stopwatch
     from foveal.dataset import Dataset
-    from foveal.detections import Detections
 
 ResultFile = Annotated[
     Path | None,
@@ -52,37 +49,6 @@ def keep(
     data = Data(source=source, fingerprint=dataset.fingerprint, images=len(dataset))
     page = write(watch.result(task, measured, subject, data, name=name, settings=settings), path, dataset)
     typer.echo(f"kept in {path}; look at {page}", err=True)
-
-
-@eval_app.command("detection")
-def eval_detection(
-    truth: Annotated[Path, typer.Option(metavar="FILE", help="COCO instances.")],
-    predictions: Annotated[Path | None, typer.Option(metavar="FILE", help="COCO results list.")] = None,
-    detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to run on the truth's images.")] = None,
-    size: Annotated[int | None, typer.Option(metavar="PX", help="Side that the detector sees.")] = None,
-    registry: RegistryDir = DEFAULT_REGISTRY,
-    json_: Json = False,
-) -> None:
-    """COCO average precision of a predictions file, or of a detector.
-
-    Example: foveal eval detection --truth truth.json --predictions predictions.json
-    """
-    from evals.detection import evaluate
-
-    if (predictions is None) == (detector is None):
-        raise BadInput("there must be one thing to measure", expected="--predictions FILE or --detector REF")
-    found = _detected(truth, detector, registry, size) if detector is not None else predictions
-    assert found is not None  # one of the two was given
-    emit(dict(evaluate(truth, found)), json_)
-
-
-def _detected(truth: Path, detector: str, registry: Path, size: int | None) -> list[Detections]:
-    from foveal.dataset import Dataset
-    from foveal.models import load_detector
-    from foveal.progress import track
-
-    model = load_detector(detector, registry, size=size)
-    return [model.detect([s.image()], 0.001)[0] for s in track(live_progress(), Dataset.open(truth), f"run {detector}")]
 
 
 @eval_app.command("retrieval")

@@ -84,7 +84,7 @@ class RichProgress:
     def __init__(self, console: Console | None = None, interval: float = 10.0) -> None:
         from rich.console import Console
 
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, emoji=False)  # `bundled:owl: ` is a name
         self.interval = interval
         self._tasks: list[_Task] = []
         self._bars: RichBars | None = None

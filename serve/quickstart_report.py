@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evals import gates, plots
-from evals.detection import Mistake, mistakes
+from evals.mistakes import mistakes
 from evals.report import Report, State
 from foveal import world
 from foveal.detections import Detections
@@ -263,22 +263,10 @@ def _detectors(page: Report, run: Run, report: dict[str, Any]) -> None:
         for mistake in group:
             if len(worst) == wanted:
                 break
-            worst.setdefault(mistake.image, _words(mistake))
+            worst.setdefault(mistake.image, mistake.words)
     for index, words in worst.items():
         panels = {"truth": truths[index], "INT8 student": by_student[index]}
         page.boxes(samples[index].image(), panels, words)
-
-
-def _words(mistake: Mistake) -> str:
-    said = f"{mistake.label} at {mistake.score:.2f}"
-    return {
-        "missed": f"missed: {mistake.label}",
-        "background": f"nothing there: {said}",
-        "class": f"wrong kind: {said} is a {mistake.truth_label}",
-        "localisation": f"badly placed: {said}, IoU {mistake.overlap:.2f}",
-        "both": f"wrong kind and badly placed: {said} near a {mistake.truth_label}",
-        "duplicate": f"found twice: {said}",
-    }[mistake.kind]
 
 
 def _truth(sample: Sample) -> Detections:

@@ -23,6 +23,7 @@ from distill.ontology import Ontology
 from distill.prelabel import PrelabelSettings, load_labeller, load_prelabels, load_report, prelabel
 from distill.records import Chunks
 from distill.workers import Processes, RayActors
+from evals import prelabels
 from foveal import artifacts
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
@@ -63,6 +64,20 @@ def test_accepted_boxes_keep_the_precision_that_was_asked_for(
     assert quality.accepted_recall is not None
     assert quality.accepted_recall >= 0.5
     assert report.expected_precision == pytest.approx(quality.accepted_precision, abs=0.06)
+
+
+def test_the_evaluation_of_prelabels_counts_as_the_audit_does(
+    scenes: tuple[Dataset, Dataset, Dataset], job: Path
+) -> None:
+    _, _, hidden = scenes
+    known, figures = measure(job, hidden), prelabels.measure(Dataset.open(job / MADE[0]), hidden).figures
+    assert figures["accepted_precision"] == known.accepted_precision
+    assert figures["accepted_recall"] == known.accepted_recall
+    assert (figures["precision"], figures["recall"]) == (known.precision, known.recall)
+    assert figures["review_rate"] == pytest.approx(1 - (known.accepted_share or 0))
+    low, high = known.accepted_interval
+    assert figures["accepted_low"] < low  # boxes of an image err together, which the audit's interval passes over
+    assert figures["accepted_high"] > high - 0.02
 
 
 def test_the_memory_raises_precision_at_the_same_recall(scenes: tuple[Dataset, Dataset, Dataset], job: Path) -> None:

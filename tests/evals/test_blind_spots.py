@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from evals import pages
+from evals import detection, pages
 from evals.blind_spots import described, errors_of, find, holm, measure, vocabulary
 from evals.results import Data, Measured, Result, Stopwatch, Subject
 from foveal.dataset import Dataset, Sample
-from foveal.detections import FloatArray
+from foveal.detections import Detections, FloatArray
 from foveal.errors import BadInput
 
 Vectors = NDArray[np.float32]
@@ -166,3 +166,13 @@ def test_names_come_from_classes_and_captions(tmp_path: Path) -> None:
     texts = vocabulary(dataset)
     assert texts[0] == "thing"
     assert {"green", "green thing", "blue"} <= set(texts)
+
+
+def test_a_detections_error_is_what_its_image_lacks_to_an_ap50_of_one() -> None:
+    names = ("cone",)
+    truth = [Detections.build([[0, 0, 10, 10], [20, 20, 40, 40]], 1.0, [0, 0], names) for _ in range(3)]
+    found = [truth[0], truth[0][:1], Detections.empty(names)]
+    measured = detection.measure(truth, found)
+    data = Data(source="here", fingerprint="0", images=3)
+    result = Stopwatch().result("detection", measured, Subject(reference="x"), data)
+    assert errors_of(result) == pytest.approx([0, 0.5, 1], abs=0.01)

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evals.detection import evaluate, match, mistakes, precision_recall, precision_recall_curve, sweep
+from evals.detection import evaluate, match, precision_recall, precision_recall_curve, sweep
+from evals.mistakes import mistakes
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections
 from foveal.errors import BadInput
