@@ -11,7 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import blind_spots_page, detection_page, prelabel_page, robustness_page, shift_page
+from evals import (
+    blind_spots_page,
+    calibration_page,
+    detection_page,
+    prelabel_page,
+    robustness_page,
+    scenario_page,
+    shift_page,
+    speed_page,
+)
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -56,12 +65,15 @@ def slices(report: Report, result: Result) -> None:
     measures = list(measures_of(result).items())[:4]
     if not measures or not result.slices:
         return
-    report.section("Slices", f"The same figures on parts of the data; parts of fewer than {FEWEST} items are left out.")
+    told = False
     for name, column in result.slices.items():
         values = np.array([value or "" for value in column])
         words = [word for word in np.unique(values).tolist() if word and (values == word).sum() >= FEWEST]
         if len(words) < 2:
             continue
+        if not told:
+            report.section("Slices", f"The same figures on parts; parts of fewer than {FEWEST} items are left out.")
+            told = True
         weights = np.stack([(values == word).astype(np.float64) for word in words])
         figures = np.stack([measure.of(result.items, weights) for _, measure in measures], axis=1)
         order = np.argsort(figures[:, 0] * (1 if measures[0][1].higher_is_better else -1), kind="stable")
@@ -124,6 +136,9 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "robustness": robustness_page.section,
     "shift": shift_page.section,
     "slices": blind_spots_page.section,
+    "scenarios": scenario_page.section,
+    "calibration": calibration_page.section,
+    "speed": speed_page.section,
     "detection": detection_page.section,
     "segmentation": detection_page.section,
     "prelabel": prelabel_page.section,

@@ -63,6 +63,25 @@ def reliability(probability: Numbers, correct: Numbers, *, bins: int = 10) -> Fi
     return figure
 
 
+def reliability_lines(groups: Mapping[str, tuple[Numbers, Numbers]], *, bins: int = 10) -> Figure:
+    """As `reliability`, a line each for several of (probability, correct): before and after calibration."""
+    figure, axes = _axes()
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=DASHES[1], label="perfect calibration")
+    for (name, (probability, correct)), colour, dash in zip(groups.items(), COLOUR, DASHES, strict=False):
+        stated, truth = np.asarray(probability, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+        place = np.clip((stated * bins).astype(int), 0, bins - 1)
+        count = np.bincount(place, minlength=bins)
+        filled = count > 0
+        mean = np.bincount(place, stated, bins)[filled] / count[filled]
+        share = np.bincount(place, truth, bins)[filled] / count[filled]
+        size = 4 + 30 * np.sqrt(count[filled] / max(count.sum(), 1))
+        axes.plot(mean, share, color=colour, linestyle=dash, linewidth=1.6, label=_plain(name))
+        axes.scatter(mean, share, s=size * 2, color=colour, zorder=3, clip_on=False)
+    axes.set(xlabel="stated probability", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1.02))
+    _legend(axes, 1 + len(groups), loc="best")
+    return figure
+
+
 def bars(groups: Mapping[str, Mapping[str, float]], *, unit: str = "", percent: bool = False) -> Figure:
     """Grouped horizontal bars: `groups` maps a row (metric) to {series (model): value}; each bar says its value."""
     series = list(dict.fromkeys(name for row in groups.values() for name in row))

@@ -228,7 +228,14 @@ class Report:
             f'<div class="hits" tabindex="0">{"".join(cells) or "<p>nothing matches</p>"}</div></div>',
         )
 
-    def strip(self, title: str, items: Iterable[tuple[Image, str, str, State | None]], note: str = "") -> Report:
+    def strip(
+        self,
+        title: str,
+        items: Iterable[tuple[Image, str, str, State | None]],
+        note: str = "",
+        *,
+        mark: Mark | None = None,
+    ) -> Report:
         """A titled row of pictures to compare: (image, heading, caption, state); the state colours the heading."""
         colour = {"good": "right", "bad": "wrong", "warn": "doubt", None: ""}
         cells = (
@@ -239,14 +246,25 @@ class Report:
         small = f"<small>{escape(note)}</small>" if note else ""
         return self._add(
             "",
-            f'<div class="case"><div class="query"><div><strong>{escape(title)}</strong>{small}</div></div>'
+            f'<div class="case"><div class="query"><div>{_title(title, mark)}{small}</div></div>'
             f'<div class="hits strip" tabindex="0">{"".join(cells)}</div></div>',
         )
 
     def boxes(
-        self, image: Image, panels: Mapping[str, Detections], caption: str = "", *, max_side: int = 448
+        self,
+        image: Image,
+        panels: Mapping[str, Detections],
+        caption: str = "",
+        *,
+        title: str = "",
+        mark: Mark | None = None,
+        max_side: int = 448,
     ) -> Report:
-        """One picture, stored once, with several sets of boxes side by side: truth, teacher, student."""
+        """One picture, stored once, with several sets of boxes side by side: truth, teacher, student.
+
+        Args:
+            title: stands above, behind `mark`.
+        """
         self._pictures += 1
         shared = f"picture-{self._pictures}"
         width, height = image.size
@@ -262,7 +280,10 @@ class Report:
                 f"{svg}</figure>"
             )
         under = f"<p>{escape(caption)}</p>" if caption else ""
-        return self._add("", f'<div class="case"><div class="panels" tabindex="0">{"".join(cells)}</div>{under}</div>')
+        above = f'<div class="query"><div>{_title(title, mark)}</div></div>' if title else ""
+        return self._add(
+            "", f'<div class="case">{above}<div class="panels" tabindex="0">{"".join(cells)}</div>{under}</div>'
+        )
 
     def html(self) -> str:
         """The whole document."""
@@ -304,6 +325,10 @@ class Report:
             self._sections.append(_Section("", ""))
         self._sections[-1].blocks.append((kind, html))
         return self
+
+
+def _title(text: str, mark: Mark | None) -> str:
+    return f"<strong>{escape(text)}</strong>" + ("" if mark is None else f" {_cell(mark)}")
 
 
 def _section(number: int, section: _Section) -> str:
