@@ -32,6 +32,7 @@ class Measure:
 
     of: Callable[[Items, Weights], Figures]
     higher_is_better: bool = True
+    needs: tuple[str, ...] = ()  # columns that not every result of the task has
 
 
 def mean_of(column: str) -> Callable[[Items, Weights], Figures]:
@@ -219,12 +220,24 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "grounding_iou": Measure(mean_of("iou")),
         "located": Measure(mean_of("located")),
     },
+    "slices": {"error": Measure(mean_of("error"), higher_is_better=False)},
+    "robustness": {
+        "mean_corrupted": Measure(mean_of("corrupted"), needs=("corrupted",)),
+        "clean": Measure(mean_of("clean"), needs=("clean",)),
+        "relative": Measure(ratio_of("corrupted", "clean"), needs=("corrupted", "clean")),
+        "image_corrupted": Measure(mean_of("image_corrupted"), needs=("image_corrupted",)),
+        "image_clean": Measure(mean_of("image_clean"), needs=("image_clean",)),
+    },
 }
 
 
 def measures_of(result: Result) -> dict[str, Measure]:
     """The figures of a result that its items allow to be worked out again; none when it kept no items."""
-    return {name: m for name, m in MEASURES.get(result.task, {}).items() if name in result.figures and len(result)}
+    return {
+        name: measure
+        for name, measure in MEASURES.get(result.task, {}).items()
+        if len(result) and name in result.figures and all(column in result.items for column in measure.needs)
+    }
 
 
 def measure_of(result: Result, figure: str) -> Measure:

@@ -11,7 +11,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import calibration_page, detection_page, prelabel_page, scenario_page, speed_page
+from evals import (
+    blind_spots_page,
+    calibration_page,
+    detection_page,
+    prelabel_page,
+    robustness_page,
+    scenario_page,
+    shift_page,
+    speed_page,
+)
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
@@ -124,6 +133,9 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "zero-shot": _named,
     "few-shot": _named,
     "retrieval": _searched,
+    "robustness": robustness_page.section,
+    "shift": shift_page.section,
+    "slices": blind_spots_page.section,
     "scenarios": scenario_page.section,
     "calibration": calibration_page.section,
     "speed": speed_page.section,

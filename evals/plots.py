@@ -111,9 +111,18 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, unit: str = "", percent: 
 
 
 def curves(
-    lines: Mapping[str, tuple[Numbers, Numbers]], *, x: str = "step", y: str = "loss", log: bool = False
+    lines: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    x: str = "step",
+    y: str = "loss",
+    log: bool = False,
+    top: float | None = None,
 ) -> Figure:
-    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,)."""
+    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,).
+
+    Args:
+        top: the values are shares of something: the axis begins at 0 and ends a little above this.
+    """
     figure, axes = _axes()
     for (name, (steps, values)), colour, dash in zip(lines.items(), COLOUR, DASHES, strict=False):
         axes.plot(
@@ -122,6 +131,8 @@ def curves(
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.set_yscale("log")
+    if top is not None:
+        axes.set_ylim(0, 1.08 * top or 1)
     axes.margins(x=0.01)
     _legend(axes, len(lines), loc="best")
     return figure
@@ -140,6 +151,17 @@ def path(
         axes.scatter([across[marked]], [up[marked]], s=90, color=COLOUR[1], zorder=3)
     axes.set(xlabel=_plain(x), ylabel=_plain(y))
     axes.margins(0.1)
+    return figure
+
+
+def points(groups: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
+    """Groups of points (x, y), each (T,), on axes whose numbers mean nothing: a projection of embeddings."""
+    figure, axes = _axes(height=4.0)
+    for (name, (x, y)), colour, shape in zip(groups.items(), COLOUR, ("o", "^", "s", "D", "v", "P"), strict=False):
+        axes.scatter(np.asarray(x), np.asarray(y), label=_plain(name), color=colour, s=14, marker=shape, alpha=0.6)
+    axes.set(xticklabels=[], yticklabels=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(axes, len(groups), loc="best")
     return figure
 
 

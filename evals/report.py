@@ -45,6 +45,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Heat:
+    """A number in a table cell that is the redder the less `share` (0 to 1) is left."""
+
+    value: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A number or word in a table cell that leads to the `heading` with this anchor."""
 
@@ -52,7 +60,7 @@ class Link:
     anchor: str
 
 
-Cell = str | int | float | None | Mark | Link
+Cell = str | int | float | None | Mark | Link | Heat
 
 
 @dataclass(slots=True)
@@ -126,7 +134,7 @@ class Report:
                     received=f"{len(row)}: {row!r}",
                 )
         numeric = [
-            bool(grid) and all(isinstance(_inside(row[i]), int | float | None) for row in grid)
+            bool(grid) and all(isinstance(_inside(row[i]), int | float | Heat | None) for row in grid)
             for i in range(len(columns))
         ]
         align = [' class="n"' if flag else "" for flag in numeric]
@@ -342,6 +350,9 @@ def _cell(value: Cell) -> str:
         return f'<a href="#{escape(value.anchor)}">{_cell(value.value)}</a>'
     if isinstance(value, Mark):
         return f'<span class="tag-mark {value.state or "plain"}">{escape(value.text)}</span>'
+    if isinstance(value, Heat):
+        lost = 1 - max(0.0, min(1.0, value.share))
+        return f'<span class="heat" style="--lost:{lost:.0%}">{value.value:.3f}</span>'
     if value is None:
         text = "\u2013"
     elif isinstance(value, bool):

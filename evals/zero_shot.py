@@ -10,6 +10,7 @@ import numpy as np
 
 from evals.encoding import encoded
 from evals.results import Measured, slices_of
+from evals.slicing import quarters
 from foveal.dataset import Dataset, Sample
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput
@@ -88,6 +89,7 @@ class Crop:
     sample: Sample
     label: int  # in the dataset's classes
     image: Image
+    side: float | None = None  # square root of the object's pixels, where a box marks it
 
 
 def each_crop(
@@ -109,9 +111,16 @@ def each_crop(
                 dx, dy = width * context, height * context
                 box = (max(0, x1 - dx), max(0, y1 - dy), min(whole.width, x2 + dx), min(whole.height, y2 + dy))
                 piece = whole.crop((round(box[0]), round(box[1]), round(box[2]), round(box[3])))
-                yield Crop(f"{sample.id}#{number}", sample, label, piece)
+                yield Crop(f"{sample.id}#{number}", sample, label, piece, (width * height) ** 0.5)
         elif sample.label in index:
             yield Crop(sample.id, sample, index[sample.label], sample.image())
+
+
+def piece(sample: Sample, item: str) -> Image:
+    """What an item of `measure` shows: the crop that its id numbers, or the whole image."""
+    if item == sample.id or sample.truth is None:
+        return sample.image()
+    return next(crop.image for crop in each_crop([sample], sample.truth.names) if crop.id == item)
 
 
 def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
@@ -144,16 +153,18 @@ def measure(
     ids: list[str] = []
     samples: list[Sample] = []
     labels: list[int] = []
+    sides: list[float | None] = []
     similarity: list[FloatArray] = []
 
-    def cut(sample: Sample) -> Iterator[tuple[tuple[str, Sample, int], Image]]:
-        return (((c.id, sample, c.label), c.image) for c in each_crop([sample], dataset.classes, context))
+    def cut(sample: Sample) -> Iterator[tuple[Crop, Image]]:
+        return ((c, c.image) for c in each_crop([sample], dataset.classes, context))
 
     for keys, vectors in encoded(encoder, track(progress, dataset, "name crops"), cut):
         similarity.append(vectors @ names.T)
-        ids.extend(id for id, _, _ in keys)
-        samples.extend(sample for _, sample, _ in keys)
-        labels.extend(label for _, _, label in keys)
+        ids.extend(crop.id for crop in keys)
+        samples.extend(crop.sample for crop in keys)
+        labels.extend(crop.label for crop in keys)
+        sides.extend(crop.side for crop in keys)
     _something(len(ids))
     cosine = np.concatenate(similarity)
     truth = np.array(labels)
@@ -169,7 +180,8 @@ def measure(
         "rank": ranks.tolist(),
         "confidence": (1 / np.exp(logits).sum(axis=1)).tolist(),
     }
-    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **slices_of(samples)})
+    sizes = {} if None in sides else {"object size": quarters(sides, " px")}
+    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **sizes, **slices_of(samples)})
 
 
 def evaluate_dataset(

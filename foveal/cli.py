@@ -19,6 +19,7 @@ from foveal import (
     eval_prelabel_cli,
     eval_speed_cli,
     precision_cli,
+    robustness_cli,
 )
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
@@ -47,6 +48,8 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
+for command in (robustness_cli.robustness, robustness_cli.shift, robustness_cli.slices):
+    eval_app.command()(command)
 app.add_typer(card_app, name="card")
 eval_app.command()(eval_calibration_cli.calibration)
 eval_app.command()(eval_speed_cli.speed)
