@@ -36,6 +36,7 @@ def keep(
     return result
 
 
-def kept(run: Run, side: Side, task: str) -> Result:
-    """A result that an earlier stage wrote."""
-    return read(folder(run, side) / f"{task}.json")
+def kept(run: Run, side: Side, task: str) -> Result | None:
+    """A result that an earlier stage wrote; None where it could not measure that."""
+    path = folder(run, side) / f"{task}.json"
+    return read(path) if path.is_file() else None

@@ -47,6 +47,7 @@ from serve.client_check import exercise
 from serve.quickstart_results import Side, keep
 from serve.quickstart_results import folder as results
 from serve.quickstart_settings import Run
+from serve.quickstart_trials import tried
 from serve.reviewing import ReviewJob
 
 NAME = "depot-student"
@@ -241,7 +242,9 @@ def evaluation(run: Run) -> dict[str, Any]:
         run.progress.finish()
         measured = detection_measured(test, found, samples=test)
         if name in sides:
-            keep(run, sides[name], "detection", measured, model.name, model, ("test", test), watch)
+            held = keep(run, sides[name], "detection", measured, model.name, model, ("test", test), watch)
+            if name == "int8":
+                tried(run, held, model, model.name)
         scores = measured.figures
         result[f"{name}_map50"], result[f"{name}_map"] = scores["AP50"], scores["AP"]
         result[f"{name}_per_class"] = scores["per_class"]
