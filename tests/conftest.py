@@ -1,4 +1,4 @@
-"""Settings of every test: no hub is asked, and property tests are judged by what they find, not by how long it takes."""
+"""Settings of every test: no hub is asked, and property tests are judged by what they find, however long it takes."""
 
 import os
 
