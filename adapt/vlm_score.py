@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from adapt.dialogues import Dialogue, Dialogues
 from adapt.job import Example, Validation
 from adapt.vlm_lessons import Lesson, lessons
-from evals.results import MOST_SLICES, Measured
+from evals.results import Measured
+from evals.slicing import MOST_WORDS
 from evals.vqa import LOCATED, anls, exact_match, grounding_iou
 from foveal.errors import BadInput
 from foveal.images import decode, size
@@ -155,7 +156,7 @@ def _kinds(asked: Sequence[tuple[Lesson, int]]) -> dict[str, list[str | None]]:
         " ".join(lesson.turns[i][0].lower().split()[:KIND]) if lesson.boxes is None else None for lesson, i in asked
     ]
     columns: dict[str, list[str | None]] = {"question": begins, "phrase": [lesson.phrase for lesson, _ in asked]}
-    return {name: column for name, column in columns.items() if 1 < len({*column} - {None}) <= MOST_SLICES}
+    return {name: column for name, column in columns.items() if 1 < len({*column} - {None}) <= MOST_WORDS}
 
 
 def image_ids(paths: Sequence[Path]) -> dict[Path, str]:

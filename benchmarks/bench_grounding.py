@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.calibration import wilson
+from evals.intervals import wilson
 from evals.vqa import exact_match
 from foveal import world
 from foveal.images import decode

@@ -28,8 +28,8 @@ from distill.gold import fit_labeller
 from distill.labeller import Labelled, Labeller, PrelabelSettings
 from distill.ontology import Ontology
 from distill.teacher import Dense, look
-from evals.calibration import ece
 from evals.detection import assign, sweep
+from evals.reliability import ece
 from foveal import world
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.calibration import ece, wilson
+from evals.intervals import wilson
+from evals.reliability import ece
 from evals.zero_shot import TEMPLATES
 from foveal import world
 from foveal.detections import BoolArray, FloatArray

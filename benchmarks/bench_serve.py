@@ -339,6 +339,17 @@ def prepare(folder: Path) -> Path:
     return place
 
 
+def overloaded(url: str, payloads: tuple[str, list[bytes]], process: int) -> dict[str, Any]:
+    """Detection asked for at fixed rates, whatever becomes of it."""
+    peak = wrk(url, "detect", payloads, 32)["rate"]
+    found: dict[str, Any] = {"peak": peak}
+    for name, share in (("70%", 0.7), ("100%", 1.0), ("500%", 5.0), ("70% after", 0.7)):
+        result = asyncio.run(open_loop(url, payloads, share * peak, SECONDS))
+        found[name] = {**result, "megabytes": megabytes(process)}
+        print(name, json.dumps(found[name]), flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--detector", required=True, help="reference of an exported detector")
@@ -347,7 +358,11 @@ def main() -> None:
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--port", type=int, default=8977)
-    parser.add_argument("--overload", action="store_true", help="only the open loop")
+    parser.add_argument(
+        "--with", dest="options", action="append", default=[], metavar="OPTIONS",
+        help="serve with these too, e.g. '--workers 2' or '--runtime openvino'; repeatable",
+    )  # fmt: skip
+    parser.add_argument("--open-loop", choices=("yes", "no", "only"), default="yes")
     parser.add_argument("--out", type=Path, default=Path("runs/serve.json"))
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -359,13 +374,16 @@ def main() -> None:
     ]  # fmt: skip
     ready, base = f"http://127.0.0.1:{asked.port}/readyz", f"http://127.0.0.1:{asked.port}"
     found: dict[str, Any] = {"machine": describe_machine(), "turns": []}
-    for _ in range(0 if asked.overload else asked.turns):
+    for _ in range(0 if asked.open_loop == "only" else asked.turns):
         turn: dict[str, Any] = {}
         for kind in asked.kinds:
             made: dict[str, Any] = {"without a server": offline(kind, archive, asked.detector, sent[kind])}
             payloads = bodies(kind, sent[kind])
-            with started(ours, ready):
-                made["foveal"] = {c: wrk(base + PATHS[kind], kind, payloads, c) for c in asked.connections}
+            for options in ("", *asked.options):
+                with started([*ours, *options.split()], ready):
+                    made[f"foveal {options}".strip()] = {
+                        c: wrk(base + PATHS[kind], kind, payloads, c) for c in asked.connections
+                    }
             if kind != "search" and has_litserve():
                 for size in (1, 32):
                     model = asked.detector if kind == "detect" else ENCODER
@@ -377,16 +395,10 @@ def main() -> None:
             turn[kind] = made
             print(json.dumps({kind: made}, indent=1), flush=True)
         found["turns"].append(turn)
-    with started(ours, ready) as process:
-        payloads = bodies("detect", images)
-        url = base + PATHS["detect"]
-        peak = wrk(url, "detect", payloads, 32)["rate"]
-        loads = (("70%", 0.7), ("100%", 1.0), ("500%", 5.0), ("70% after", 0.7))
-        found["open loop"] = {"peak": peak}
-        for name, share in loads:
-            result = asyncio.run(open_loop(url, payloads, share * peak, SECONDS))
-            found["open loop"][name] = {**result, "megabytes": megabytes(process)}
-            print(name, json.dumps(found["open loop"][name]), flush=True)
+    if asked.open_loop != "no":
+        with started(ours, ready) as process:
+            payloads = bodies("detect", images)
+            found["open loop"] = overloaded(base + PATHS["detect"], payloads, process)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(found, indent=1))
 

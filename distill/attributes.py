@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.ontology import Ontology
-from evals.calibration import threshold_for_precision
+from evals.thresholds import threshold_for_precision
 from foveal.detections import Attributes, FloatArray
 from foveal.formats.attributes import as_text
 from foveal.models import Encoder

@@ -12,8 +12,9 @@ import numpy as np
 from distill.prelabel import load_report
 from distill.prelabels import detections, records
 from distill.records import Record
-from evals.calibration import ece, wilson
 from evals.detection import Curve, assign, sweep
+from evals.intervals import wilson
+from evals.reliability import ece
 from foveal.dataset import Dataset
 from foveal.detections import BoolArray, Detections, FloatArray
 from foveal.errors import BadInput

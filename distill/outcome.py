@@ -12,8 +12,8 @@ from distill.gold import CROWDED, GoldSummary
 from distill.labeller import Labeller
 from distill.records import RecordFile
 from distill.routing import Routing
-from evals.calibration import adaptive_ece, brier, ece
 from evals.detection import sweep
+from evals.reliability import adaptive_ece, brier, ece
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
 

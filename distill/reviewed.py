@@ -22,8 +22,8 @@ import numpy as np
 from distill.prelabel import load_report
 from distill.prelabels import PREDICTIONS, detections, records
 from distill.records import Record
-from evals.calibration import wilson
 from evals.detection import assign
+from evals.intervals import wilson
 from foveal.artifacts import write_text
 from foveal.dataset import Dataset, Sample
 from foveal.detections import Detections, IntArray, pairwise_iou
@@ -118,7 +118,7 @@ def take_back(
             received=f"{foreign[0]} for one",
             remedy="Check that the annotations belong to this job.",
         )
-    known = _reviews(out)
+    known = reviews(out)
     lines: list[str] = []
     changes: Counter[str] = Counter()
     per_class = {name: Counter[str]() for name in classes}
@@ -213,13 +213,13 @@ def corrections(out: str | Path, images: Sequence[str] | None = None) -> Iterato
         BadImage: an image has gone.
     """
     out = Path(out)
-    classes, reviews = _job_classes(out), _reviews(out)
+    classes, said = _job_classes(out), reviews(out)
     for sample in coco.read(out / PREDICTIONS):
-        line = reviews.get(sample.id)
+        line = said.get(sample.id)
         if line is None or (images is not None and sample.id not in images):
             continue
         removed = np.array([box for box, change in line["shown"] if change == "removed"], np.float32).reshape(-1, 4)
-        yield Correction(sample.id, sample.image(), _final(line, classes), removed)
+        yield Correction(sample.id, sample.image(), final_boxes(line, classes), removed)
 
 
 def _line(image: str, final: Detections, what: Sequence[str], shown: Detections) -> Record:
@@ -234,7 +234,8 @@ def _line(image: str, final: Detections, what: Sequence[str], shown: Detections)
     }
 
 
-def _final(line: Record, classes: Sequence[str]) -> Detections:
+def final_boxes(line: Record, classes: Sequence[str]) -> Detections:
+    """What people left of an image, by its line in `reviews.jsonl`."""
     told = {name: tuple(line[name]) for name in ("attributes", "masks") if name in line}
     return Detections.build(line["boxes"], 1.0, line["labels"], classes, **told)
 
@@ -296,8 +297,8 @@ def _job_classes(out: Path) -> tuple[str, ...]:
     return tuple(load_report(out).classes)
 
 
-def _reviews(out: Path) -> dict[str, Record]:
-    """The last line of each image."""
+def reviews(out: Path) -> dict[str, Record]:
+    """The last line of each image in `reviews.jsonl`; none where nothing was reviewed."""
     path = out / REVIEWS
     if not path.is_file():
         return {}
@@ -312,12 +313,12 @@ def _append(path: Path, lines: Sequence[str]) -> None:
 
 
 def _write_corrected(out: Path, classes: Sequence[str]) -> None:
-    reviews = _reviews(out)
+    said = reviews(out)
 
     def samples() -> Iterator[Sample]:
         for sample in coco.read(out / PREDICTIONS):
-            line = reviews.get(sample.id)
-            yield sample if line is None else replace(sample, truth=_final(line, classes))
+            line = said.get(sample.id)
+            yield sample if line is None else replace(sample, truth=final_boxes(line, classes))
 
     coco.write(Dataset.build(samples(), classes), out / CORRECTED)
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from distill.judge import GoldVerdicts, Verdicts
 from distill.ontology import Ontology
-from evals.calibration import ThresholdChoice, threshold_for_precision, wilson
+from evals.intervals import wilson
+from evals.thresholds import ThresholdChoice, threshold_for_precision
 from foveal.detections import FloatArray, Route
 
 LIKELY = 0.5  # a box that is more likely wrong than right is not accepted, however good its company

@@ -23,7 +23,7 @@ import numpy as np
 
 from distill.ontology import Ontology
 from distill.teacher import DenseDetector, candidates
-from evals.calibration import smallest_sample
+from evals.intervals import smallest_sample
 from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.detections import FloatArray, IntArray

@@ -98,9 +98,11 @@ def closed_detector(reference: str, registry: Path | None = None) -> Detector:
 
 
 def _remote(_: str, reference: str, __: Ontology, ___: Path | None) -> Teacher:
-    from distill.remote import RemoteDetector
+    from foveal.served import ServedOpenDetector, connect
 
-    return RemoteDetector(reference)
+    served = connect(reference, ["open-detector"])
+    assert isinstance(served, ServedOpenDetector)  # what `connect` was asked for
+    return served
 
 
 # Prefix of a reference -> what loads it from (what follows, the whole, ontology, registry).

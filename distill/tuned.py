@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.calibration import Calibrator, threshold_for_precision
+from evals.calibration import Calibrator
 from evals.detection import assign
+from evals.thresholds import threshold_for_precision
 from foveal.dataset import Dataset
 from foveal.detections import FloatArray
 from foveal.detectors import Calibration, DetectorCard

@@ -1,113 +1,52 @@
-"""From scores to probabilities one can stand on: calibration error, monotone calibrators, thresholds with bounds.
+"""From scores to probabilities one can stand on: monotone calibrators, fitted and chosen by cross-validation.
 
 Shape letters: N predictions. `probabilities` (N,) in [0, 1]; `correct` (N,) bool.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression  # pyright: ignore[reportMissingTypeStubs]
+from scipy.optimize import isotonic_regression, minimize_scalar  # pyright: ignore[reportMissingTypeStubs]
 
-from evals.intervals import lower_bounds, smallest_sample, wilson
+from evals.reliability import Array, checked
 from foveal.errors import BadInput
 
-__all__ = [
-    "Calibrator",
-    "ReliabilityBin",
-    "ThresholdChoice",
-    "adaptive_ece",
-    "brier",
-    "ece",
-    "reliability",
-    "smallest_sample",
-    "threshold_for_precision",
-    "wilson",
-]
-
-Array = npt.NDArray[np.float64]
+Method = Literal["temperature", "platt", "isotonic"]
 ISOTONIC_MINIMUM = 200  # of each outcome; below it isotonic steps follow noise, and two parameters fit better
 EDGE = 1e-4
-
-
-def _checked(probabilities: npt.ArrayLike, correct: npt.ArrayLike) -> tuple[Array, Array]:
-    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if p.ndim != 1 or p.shape != y.shape:
-        raise BadInput("probabilities and outcomes differ in shape", expected=str(p.shape), received=str(y.shape))
-    if len(p) and not (np.isfinite(p).all() and p.min() >= 0 and p.max() <= 1):
-        raise BadInput("probabilities out of range", expected="finite numbers in [0, 1]")
-    return p, y
-
-
-@dataclass(frozen=True, slots=True)
-class ReliabilityBin:
-    """One bar of a reliability diagram."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float  # mean probability in the bin
-    accuracy: float  # share that was correct
-
-
-def reliability(probabilities: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 15) -> list[ReliabilityBin]:
-    """The non-empty bins (low, high] of equal width, lowest first; the first bin also holds 0."""
-    p, y = _checked(probabilities, correct)
-    edges = np.linspace(0, 1, bins + 1)
-    return _binned(p, y, edges, np.clip(np.searchsorted(edges, p, side="left") - 1, 0, bins - 1))
-
-
-def _binned(p: Array, y: Array, edges: Array, place: npt.NDArray[np.intp]) -> list[ReliabilityBin]:
-    result: list[ReliabilityBin] = []
-    for b in np.unique(place).tolist():
-        inside = place == b
-        result.append(
-            ReliabilityBin(
-                float(edges[b]),
-                float(edges[b + 1]),
-                int(inside.sum()),
-                float(p[inside].mean()),
-                float(y[inside].mean()),
-            )
-        )
-    return result
-
-
-def ece(probabilities: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error over bins of equal width (arXiv 1706.04599); 0 without predictions."""
-    return _gap(reliability(probabilities, correct, bins))
-
-
-def adaptive_ece(probabilities: npt.ArrayLike, correct: npt.ArrayLike, bins: int = 15) -> float:
-    """Calibration error over bins of equal count (arXiv 1904.01685): robust where scores crowd at the ends."""
-    p, y = _checked(probabilities, correct)
-    if not len(p):
-        return 0.0
-    order = np.argsort(p, kind="stable")
-    place = np.empty(len(p), dtype=np.intp)
-    place[order] = np.arange(len(p)) * min(bins, len(p)) // len(p)
-    return _gap(_binned(p, y, np.linspace(0, 1, bins + 1), place))
-
-
-def _gap(bars: Sequence[ReliabilityBin]) -> float:
-    total = sum(bar.count for bar in bars)
-    return sum(bar.count * abs(bar.accuracy - bar.confidence) for bar in bars) / total if total else 0.0
-
-
-def brier(probabilities: npt.ArrayLike, correct: npt.ArrayLike) -> float:
-    """Mean squared error of the probabilities; 0 without predictions."""
-    p, y = _checked(probabilities, correct)
-    return float(np.mean((p - y) ** 2)) if len(p) else 0.0
 
 
 def logit(p: npt.ArrayLike) -> Array:
     """Log-odds, with probabilities held away from 0 and 1."""
     q = np.clip(np.asarray(p, dtype=np.float64), EDGE, 1 - EDGE)
     return np.log(q / (1 - q))
+
+
+def temperature(logits: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """The number by which `logits` (N, K) are divided so that their softmax fits `labels` (N,) best (arXiv 1706.04599).
+
+    Raises:
+        BadInput: shapes do not fit, or there is nothing to fit.
+    """
+    z, truth = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if z.ndim != 2 or not len(z) or truth.shape != z.shape[:1] or truth.min() < 0 or truth.max() >= z.shape[1]:
+        raise BadInput("logits and labels do not fit", expected="(N, K) and (N,)", received=f"{z.shape}, {truth.shape}")
+    z = z - z.max(axis=1, keepdims=True)
+    own = z[np.arange(len(z)), truth]
+    return _temperature_of(lambda slope: float(np.mean(np.log(np.exp(slope * z).sum(axis=1)) - slope * own)))
+
+
+def _temperature_of(loss: Callable[[float], float]) -> float:
+    """Where a loss that is convex in 1 / T is least, T within e^-7 and e^7."""
+    found: Any = minimize_scalar(
+        lambda log_slope: loss(float(np.exp(log_slope))), bounds=(-7.0, 7.0), method="bounded", options={"xatol": 1e-9}
+    )
+    return float(np.exp(-found.x))
 
 
 def sigmoid(z: npt.ArrayLike) -> Array:
@@ -119,13 +58,14 @@ def sigmoid(z: npt.ArrayLike) -> Array:
 class Calibrator:
     """A monotone map from a score in [0, 1] to P(correct), with one offset a class shrunk to the pooled map.
 
-    The pooled map is isotonic where both outcomes are plentiful and Platt's two parameters where they are not. A
-    class's offset acts on the log-odds, so order within a class never changes; a class with few examples stays at
-    the pooled map, an unknown class uses it.
+    The pooled map is isotonic where both outcomes are plentiful and Platt's two parameters where they are not, unless
+    a method is asked for: a temperature divides the log-odds by one number (arXiv 1706.04599, section 4.2; there it
+    divides the logits of all classes, of which a score is what is left). A class's offset acts on the log-odds, so
+    order within a class never changes; a class with few examples stays at the pooled map, an unknown class uses it.
     """
 
-    method: Literal["platt", "isotonic", "prior"]
-    slope: float = 1.0  # platt: log-odds = slope * logit(score) + intercept
+    method: Literal["temperature", "platt", "isotonic", "prior"]
+    slope: float = 1.0  # platt: log-odds = slope * logit(score) + intercept; temperature: slope alone, 1 / T
     intercept: float = 0.0
     knots: tuple[tuple[float, float], ...] = ()  # isotonic: (score, log-odds), both rising
     offsets: Mapping[str, float] = field(default_factory=dict[str, float])  # class -> log-odds
@@ -139,17 +79,19 @@ class Calibrator:
         correct: npt.ArrayLike,
         labels: Sequence[str] | None = None,
         *,
+        method: Method | None = None,
         shrinkage: float = 1.0,
         isotonic_minimum: int = ISOTONIC_MINIMUM,
     ) -> Calibrator:
         """The map fitted to `scores` (N,) and outcomes (N,), with class offsets where `labels` (N,) are given.
 
         Args:
+            method: of the pooled map; by how plentiful the outcomes are when None. One outcome alone gives a prior.
             shrinkage: weight of the Gaussian prior on each class's offset (1 / variance, in log-odds): larger keeps
                 classes nearer to the pooled map.
             isotonic_minimum: how many of each outcome it takes before the isotonic map is used.
         """
-        s, y = _checked(scores, correct)
+        s, y = checked(scores, correct)
         n, positives = len(s), int(y.sum())
         # Platt's smoothed targets: certainty is never claimed from a finite sample.
         high, low = (positives + 1) / (positives + 2), 1 / (n - positives + 2)
@@ -158,9 +100,18 @@ class Calibrator:
             prior = (positives + 1) / (n + 2)
             return cls("prior", intercept=float(logit(prior)), count=n, positives=positives)
         plenty = min(positives, n - positives) >= isotonic_minimum
-        base = cls._isotonic(s, y) if plenty else cls._platt(s, target)
+        method = method or ("isotonic" if plenty else "platt")
+        if method == "temperature":
+            base = cls._temperature(s, y)
+        else:
+            base = cls._isotonic(s, y) if method == "isotonic" else cls._platt(s, target)
         offsets = base._fit_offsets(s, y, labels, shrinkage) if labels is not None else {}
         return cls(base.method, base.slope, base.intercept, base.knots, offsets, n, positives)
+
+    @classmethod
+    def _temperature(cls, s: Array, y: Array) -> Calibrator:
+        x = np.where(y > 0, -1.0, 1.0) * logit(s)  # log-odds of being wrong
+        return cls("temperature", slope=1 / _temperature_of(lambda slope: float(np.logaddexp(0, slope * x).mean())))
 
     @classmethod
     def _platt(cls, s: Array, target: Array) -> Calibrator:
@@ -203,6 +154,11 @@ class Calibrator:
         slope = 0.0 if self.method == "prior" else self.slope
         return slope * logit(scores) + self.intercept
 
+    @property
+    def temperature(self) -> float | None:
+        """What the log-odds are divided by; None for other methods."""
+        return 1 / self.slope if self.method == "temperature" else None
+
     def _fit_offsets(self, s: Array, y: Array, labels: Sequence[str], shrinkage: float) -> dict[str, float]:
         if len(labels) != len(s):
             raise BadInput("labels and scores differ in length", expected=str(len(s)), received=str(len(labels)))
@@ -219,7 +175,7 @@ class Calibrator:
 
     def __call__(self, scores: npt.ArrayLike, labels: Sequence[str] | None = None) -> Array:
         """P(correct) of `scores` (N,), of the classes `labels` (N,) where given -> (N,)."""
-        s, _ = _checked(scores, np.zeros(np.shape(scores)))
+        s, _ = checked(scores, np.zeros(np.shape(scores)))
         offset = np.array([self.offsets.get(name, 0.0) for name in labels]) if labels is not None else 0.0
         return np.clip(sigmoid(self._pooled(s) + offset), 0, 1)
 
@@ -247,74 +203,3 @@ class Calibrator:
             count=data["count"],
             positives=data["positives"],
         )
-
-
-@dataclass(frozen=True, slots=True)
-class ThresholdChoice:
-    """Where to cut, what the sample says about precision above the cut, and whether that is a promise."""
-
-    threshold: float | None  # accept at or above; None: nothing can be accepted
-    target: float
-    confidence: float | None  # of the one-sided bound; None when only the point estimate was asked for
-    proven: bool  # the lower bound reaches the target
-    accepted: int  # sample predictions at or above the threshold
-    correct: int
-    precision: float | None
-    lower_bound: float | None  # one-sided, at `confidence`
-    kept: float  # share of the sample's correct predictions that lie above the threshold
-    reason: str
-
-
-def threshold_for_precision(
-    probabilities: npt.ArrayLike,
-    correct: npt.ArrayLike,
-    target: float,
-    confidence: float | None = 0.95,
-    *,
-    floor: float = 0.0,
-    groups: npt.ArrayLike | None = None,
-) -> ThresholdChoice:
-    """The lowest threshold, not below `floor`, above which the sample's precision meets `target`.
-
-    With `confidence`, the lower bound of `evals.intervals.lower_bounds` must meet it: a promise, if the sample was not
-    used to fit the probabilities (pass out-of-fold ones). Where no threshold does, or with `confidence` None, the point
-    estimate decides and `proven` is False, the reason saying what is missing.
-
-    Args:
-        groups: (N,) the image of each prediction, as predictions of one image err together.
-    """
-    p, y = _checked(probabilities, correct)
-    order = np.argsort(-p, kind="stable")
-    ranked, hits = p[order], np.cumsum(y[order]).astype(int)
-    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True)) if len(p) else np.zeros(0, dtype=np.intp)
-    ends = ends[ranked[ends] >= floor]
-    total = int(y.sum())
-    bounds = None
-    if confidence is not None:
-        bounds = lower_bounds(y[order], None if groups is None else np.asarray(groups)[order], confidence)
-
-    def choice(end: int | None, proven: bool, reason: str) -> ThresholdChoice:
-        if end is None:
-            return ThresholdChoice(None, target, confidence, False, 0, 0, None, None, 0.0, reason)
-        n, k = end + 1, int(hits[end])
-        bound = None if bounds is None else float(bounds[end])
-        return ThresholdChoice(
-            float(ranked[end]), target, confidence, proven, n, k, k / n, bound, k / max(total, 1), reason
-        )
-
-    if confidence is not None and bounds is not None:
-        passing = ends[bounds[ends] >= target].tolist()
-        if passing:
-            return choice(passing[-1], True, f"precision is at least {target:g} with {confidence:.0%} confidence")
-    met = [e for e in ends.tolist() if hits[e] / (e + 1) >= target]
-    if not met:
-        seen = f"{total} of {len(p)} sample predictions are correct"
-        return choice(None, False, f"no threshold reaches a precision of {target:g}: {seen}")
-    if confidence is None:
-        return choice(met[-1], False, f"the sample's precision is at least {target:g}; no bound was asked for")
-    need, sure = smallest_sample(target, confidence), f"with {confidence:.0%} confidence"
-    if len(p) < need:
-        return choice(
-            met[-1], False, f"{len(p)} predictions are too small a sample to promise {target:g} {sure}: at least {need}"
-        )
-    return choice(met[-1], False, f"{target:g} is estimated, not proven {sure}: label more gold images")

@@ -56,6 +56,7 @@ def gather(
     """Evidence from files: results, found under their names, and plain reports, whose keys stand as they are.
 
     Args:
+        results, incumbent: files, or folders of them.
         figures: known beforehand, e.g. those of a manifest; files win over them.
 
     Raises:
@@ -108,7 +109,8 @@ def _merged(paths: Sequence[Path]) -> tuple[dict[str, Any], dict[str, Result]]:
     """Figures of several files by name, and those that are results."""
     figures: dict[str, Any] = {}
     results: list[Result] = []
-    for path in paths:
+    files = [file for path in paths for file in (sorted(path.glob("*.json")) if path.is_dir() else [path])]
+    for path in files:
         loaded = _json(path)
         if is_result(loaded) or str(loaded.get("schema", "")).startswith(
             "foveal."

@@ -13,7 +13,7 @@ from evals.paired import difference
 from evals.report import Cell, Report
 from evals.results import Result
 from evals.shots import METHODS
-from evals.zero_shot import crop_of
+from evals.zero_shot import piece
 from foveal.dataset import Sample
 
 WORST = 12  # pictures shown, and confusions listed
@@ -91,7 +91,7 @@ def _mistakes(report: Report, result: Result, samples: Samples, method: str) -> 
     shown = [i for *_, i in sorted(turns, key=lambda turn: turn[:2]) if items["image"][i] in samples][:WORST]
     report.gallery(
         (
-            crop_of(samples[items["image"][i]], items["id"][i]),
+            piece(samples[items["image"][i]], items["id"][i]),
             f"{items['class'][i]}, called {items[f'{column}_said'][i]} \u00b7 {items['id'][i]}",
         )
         for i in shown

@@ -59,19 +59,63 @@ def lower_bounds(correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, co
     return np.where(k > 0, bounds, 0.0)
 
 
+def share_bounds(
+    correct: npt.ArrayLike, groups: npt.ArrayLike | None = None, confidence: float = 0.95, *, one_sided: bool = False
+) -> tuple[float, float]:
+    """Interval (low, high) of the proportion that N outcomes leave; (0, 1) without any.
+
+    Clopper and Pearson's exact interval of the effective sample, as `lower_bounds`. With `one_sided` each end alone is
+    a bound at `confidence`.
+    """
+    y = np.asarray(correct, dtype=np.float64)
+    if not len(y):
+        return 0.0, 1.0
+    hits, effect = float(y.sum()), 1.0
+    if groups is not None:
+        _, place = np.unique(np.asarray(groups), return_inverse=True)
+        sizes, right = np.bincount(place).astype(np.float64), np.bincount(place, weights=y).astype(np.float64)
+        effect = _design_effect(sizes, right, len(y), hits)
+    size = len(y) / effect
+    k, tail = hits / effect, (1 - confidence) if one_sided else (1 - confidence) / 2
+    low = float(betaincinv(k, size - k + 1, tail)) if hits > 0 else 0.0
+    high = float(betaincinv(k + 1, size - k, 1 - tail)) if hits < len(y) else 1.0
+    return low, high
+
+
+def _design_effect(sizes: Array, right: Array, n: float, hits: float) -> float:
+    """Variance of a share between groups of `sizes` (G,) over that of independent outcomes, at least 1."""
+    share, met = hits / n, len(sizes)
+    if not 0 < share < 1 or met < 2:
+        return 1.0
+    between = float(((right - share * sizes) ** 2).sum()) / n**2 * met / (met - 1)
+    return max(1.0, between / (share * (1 - share) / n))
+
+
 def _design_effects(y: Array, groups: npt.NDArray[Any]) -> Array:
-    """Of each prefix: variance of its share between groups over the variance of independent outcomes, at least 1."""
-    known, place = np.unique(groups, return_inverse=True)
-    count = np.zeros((len(known), 2))  # of each group so far: outcomes, and those that were right
-    result = np.ones(len(y))
-    n = hits = 0.0
-    for i, (group, right) in enumerate(zip(place.tolist(), y.tolist(), strict=True)):
-        count[group] += 1.0, right
-        n, hits = n + 1, hits + right
-        share, met = hits / n, int((count[:, 0] > 0).sum())
-        if 0 < share < 1 and met > 1:
-            between = float(((count[:, 1] - share * count[:, 0]) ** 2).sum()) / n**2 * met / (met - 1)
-            result[i] = max(1.0, between / (share * (1 - share) / n))
+    """`_design_effect` of each prefix of outcomes (N,) -> (N,).
+
+    The sum of squares between groups, sum of (right - share * size)^2, is made of three sums that only grow.
+    """
+    _, place = np.unique(groups, return_inverse=True)
+    size, right = _before(np.ones(len(y)), place), _before(y, place)  # of each outcome's group, before it
+    squares, products, sizes = (
+        np.cumsum(y * (2 * right + 1)), np.cumsum(size * y + right + y), np.cumsum(2 * size + 1),
+    )  # fmt: skip
+    n, met = np.arange(1, len(y) + 1, dtype=np.float64), np.cumsum(size == 0)
+    share = np.cumsum(y) / n
+    told = (share > 0) & (share < 1) & (met > 1)
+    between = (squares - 2 * share * products + share**2 * sizes) / n**2 * met / np.maximum(met - 1, 1)
+    return np.where(told, np.maximum(between / np.where(told, share * (1 - share) / n, 1.0), 1.0), 1.0)
+
+
+def _before(values: Array, place: npt.NDArray[np.intp]) -> Array:
+    """The sum (N,) of what came before each value in its own group."""
+    order = np.argsort(place, kind="stable")
+    ranked, total = place[order], np.cumsum(values[order])
+    first = np.concatenate([[True], ranked[1:] != ranked[:-1]])
+    start = np.maximum.accumulate(np.where(first, np.arange(len(values)), 0))  # of the group of each, in `order`
+    result = np.empty(len(values))
+    result[order] = total - values[order] - (total[start] - values[order][start])
     return result
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from evals import average_precision
 from evals.average_precision import Fates
+from evals.reliability import TINY
 from evals.results import Result
 from foveal.errors import BadInput, UnknownName
 
@@ -31,6 +32,7 @@ class Measure:
 
     of: Callable[[Items, Weights], Figures]
     higher_is_better: bool = True
+    needs: tuple[str, ...] = ()  # columns that not every result of the task has
 
 
 def mean_of(column: str) -> Callable[[Items, Weights], Figures]:
@@ -72,6 +74,24 @@ def median_of(column: str) -> Callable[[Items, Weights], Figures]:
     return measure
 
 
+def quantile_of(column: str, share: float) -> Callable[[Items, Weights], Figures]:
+    """A quantile of a column, straight between order statistics as numpy has it; a weight is how often one counts."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        values, known = _numbers(items[column])
+        order = np.argsort(np.where(known, values, np.inf), kind="stable")[: int(known.sum())]
+        if not len(order):
+            return np.full(len(weights), np.nan)
+        heights = np.cumsum(weights[:, order], axis=1)  # (B, N)
+        at = np.maximum(heights[:, -1] - 1, 0) * share
+        low = np.floor(at)
+        below, above = ((heights <= k[:, None]).sum(axis=1).clip(max=len(order) - 1) for k in (low, low + 1))
+        lower, upper = values[order][below], values[order][above]
+        return np.where(heights[:, -1] > 0, lower + (upper - lower) * (at - low), np.nan)
+
+    return measure
+
+
 def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
     """The mean over groups of each group's mean: every class counts alike, however many items it has."""
 
@@ -84,6 +104,45 @@ def mean_by(column: str, group: str) -> Callable[[Items, Weights], Figures]:
         sums = weights @ (member * np.where(known, values, 0.0)[:, None])
         means = np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0)
         return _ratio(means.sum(axis=1), (totals > 0).sum(axis=1).astype(np.float64))
+
+    return measure
+
+
+def squared_error(column: str, truth: str) -> Callable[[Items, Weights], Figures]:
+    """The mean of (probability - outcome)^2: Brier's score of `column` against `truth` (0 or 1)."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = known & told
+        return _ratio(weights @ np.where(both, (p - y) ** 2, 0.0), weights @ both.astype(np.float64))
+
+    return measure
+
+
+def log_loss(column: str, truth: str) -> Callable[[Items, Weights], Figures]:
+    """The mean negative log-likelihood of the outcomes `truth` (0 or 1) under the probabilities of `column`."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = known & told
+        q = np.clip(np.where(both, p, 0.5), TINY, 1 - TINY)
+        loss = np.where(both, -(y * np.log(q) + (1 - y) * np.log1p(-q)), 0.0)
+        return _ratio(weights @ loss, weights @ both.astype(np.float64))
+
+    return measure
+
+
+def calibration_error(column: str, truth: str, bins: int = 15) -> Callable[[Items, Weights], Figures]:
+    """Expected calibration error of `column` against `truth`, over bins of equal width as `evals.reliability.ece`."""
+
+    def measure(items: Items, weights: Weights) -> Figures:
+        (p, known), (y, told) = _numbers(items[column]), _numbers(items[truth])
+        both = np.flatnonzero(known & told)
+        place = np.clip(np.searchsorted(np.linspace(0, 1, bins + 1), p[both], side="left") - 1, 0, bins - 1)
+        member = np.zeros((len(both), bins))
+        member[np.arange(len(both)), place] = y[both] - p[both]
+        chosen = weights[:, both]
+        return _ratio(np.abs(chosen @ member).sum(axis=1), chosen.sum(axis=1))
 
     return measure
 
@@ -131,6 +190,20 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "median_rank": Measure(median_of("rank"), higher_is_better=False),
         "map": Measure(mean_of("precision")),
     },
+    "calibration": {
+        "ece": Measure(calibration_error("confidence", "right"), higher_is_better=False),
+        "brier": Measure(squared_error("confidence", "right"), higher_is_better=False),
+        "nll": Measure(log_loss("confidence", "right"), higher_is_better=False),
+        "accuracy": Measure(mean_of("right")),
+        "mean_confidence": Measure(mean_of("confidence")),
+    },
+    "speed": {
+        "p50_ms": Measure(quantile_of("ms", 0.50), higher_is_better=False),
+        "p95_ms": Measure(quantile_of("ms", 0.95), higher_is_better=False),
+        "p99_ms": Measure(quantile_of("ms", 0.99), higher_is_better=False),
+        "mean_ms": Measure(mean_of("ms"), higher_is_better=False),
+    },
+    "scenarios": {"pass_rate": Measure(mean_of("passed"))},
     "detection": DETECTION,
     "segmentation": DETECTION,
     "prelabel": {
@@ -158,12 +231,24 @@ MEASURES: dict[str, dict[str, Measure]] = {
         "grounding_iou": Measure(mean_of("iou")),
         "located": Measure(mean_of("located")),
     },
+    "slices": {"error": Measure(mean_of("error"), higher_is_better=False)},
+    "robustness": {
+        "mean_corrupted": Measure(mean_of("corrupted"), needs=("corrupted",)),
+        "clean": Measure(mean_of("clean"), needs=("clean",)),
+        "relative": Measure(ratio_of("corrupted", "clean"), needs=("corrupted", "clean")),
+        "image_corrupted": Measure(mean_of("image_corrupted"), needs=("image_corrupted",)),
+        "image_clean": Measure(mean_of("image_clean"), needs=("image_clean",)),
+    },
 }
 
 
 def measures_of(result: Result) -> dict[str, Measure]:
     """The figures of a result that its items allow to be worked out again; none when it kept no items."""
-    return {name: m for name, m in MEASURES.get(result.task, {}).items() if name in result.figures and len(result)}
+    return {
+        name: measure
+        for name, measure in MEASURES.get(result.task, {}).items()
+        if len(result) and name in result.figures and all(column in result.items for column in measure.needs)
+    }
 
 
 def measure_of(result: Result, figure: str) -> Measure:

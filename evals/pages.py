@@ -11,11 +11,23 @@ from typing import Any, cast
 
 import numpy as np
 
-from evals import detection_page, few_shot_page, prelabel_page, search_page, vqa_page
+from evals import (
+    blind_spots_page,
+    calibration_page,
+    detection_page,
+    few_shot_page,
+    prelabel_page,
+    robustness_page,
+    scenario_page,
+    search_page,
+    shift_page,
+    speed_page,
+    vqa_page,
+)
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
-from evals.zero_shot import crop_of
+from evals.zero_shot import piece
 from foveal.dataset import Dataset, Sample
 
 WORST = 12  # pictures in a gallery of mistakes
@@ -58,7 +70,7 @@ def slices(report: Report, result: Result) -> None:
     measures = list(measures_of(result).items())[:4]
     if not measures or not result.slices:
         return
-    report.section("Slices", f"The same figures on parts of the data; parts of fewer than {FEWEST} items are left out.")
+    told = False
     for name, column in result.slices.items():
         values = np.array([value or "" for value in column])
         words = [word for word in np.unique(values).tolist() if word and (values == word).sum() >= FEWEST]
@@ -66,15 +78,18 @@ def slices(report: Report, result: Result) -> None:
             continue
         weights = np.stack([(values == word).astype(np.float64) for word in words])
         figures = np.stack([measure.of(result.items, weights) for _, measure in measures], axis=1)
-        told = [j for j in range(len(measures)) if np.isfinite(figures[:, j]).any()]  # answers in words have no boxes
-        if not told:
+        known = [j for j in range(len(measures)) if np.isfinite(figures[:, j]).any()]  # answers in words have no boxes
+        if not known:
             continue
-        order = np.argsort(figures[:, told[0]] * (1 if measures[told[0]][1].higher_is_better else -1), kind="stable")
+        if not told:
+            report.section("Slices", f"The same figures on parts; parts of fewer than {FEWEST} items are left out.")
+            told = True
+        order = np.argsort(figures[:, known[0]] * (1 if measures[known[0]][1].higher_is_better else -1), kind="stable")
         rows: list[list[Cell]] = [
-            [words[i], int(weights[i].sum()), *(None if np.isnan(f) else float(f) for f in figures[i, told])]
+            [words[i], int(weights[i].sum()), *(None if np.isnan(f) else float(f) for f in figures[i, known])]
             for i in order
         ]
-        report.table((name, "items", *(measures[j][0].replace("_", " ") for j in told)), rows)
+        report.table((name, "items", *(measures[j][0].replace("_", " ") for j in known)), rows)
 
 
 def _named(report: Report, result: Result, samples: Samples) -> None:
@@ -92,7 +107,7 @@ def _named(report: Report, result: Result, samples: Samples) -> None:
     shown = [i for i in worst if items["image"][i] in samples][:WORST]
     report.gallery(
         (
-            crop_of(samples[items["image"][i]], items["id"][i]),
+            piece(samples[items["image"][i]], items["id"][i]),
             f"{items['class'][i]}, called {items['said'][i]} at {items['confidence'][i]:.2f}",
         )
         for i in shown
@@ -127,6 +142,12 @@ SECTIONS: dict[str, Callable[[Report, Result, Samples], None]] = {
     "zero-shot": _named,
     "few-shot": few_shot_page.section,
     "retrieval": _searched,
+    "robustness": robustness_page.section,
+    "shift": shift_page.section,
+    "slices": blind_spots_page.section,
+    "scenarios": scenario_page.section,
+    "calibration": calibration_page.section,
+    "speed": speed_page.section,
     "detection": detection_page.section,
     "segmentation": detection_page.section,
     "prelabel": prelabel_page.section,

@@ -63,6 +63,25 @@ def reliability(probability: Numbers, correct: Numbers, *, bins: int = 10) -> Fi
     return figure
 
 
+def reliability_lines(groups: Mapping[str, tuple[Numbers, Numbers]], *, bins: int = 10) -> Figure:
+    """As `reliability`, a line each for several of (probability, correct): before and after calibration."""
+    figure, axes = _axes()
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=DASHES[1], label="perfect calibration")
+    for (name, (probability, correct)), colour, dash in zip(groups.items(), COLOUR, DASHES, strict=False):
+        stated, truth = np.asarray(probability, dtype=np.float64), np.asarray(correct, dtype=np.float64)
+        place = np.clip((stated * bins).astype(int), 0, bins - 1)
+        count = np.bincount(place, minlength=bins)
+        filled = count > 0
+        mean = np.bincount(place, stated, bins)[filled] / count[filled]
+        share = np.bincount(place, truth, bins)[filled] / count[filled]
+        size = 4 + 30 * np.sqrt(count[filled] / max(count.sum(), 1))
+        axes.plot(mean, share, color=colour, linestyle=dash, linewidth=1.6, label=_plain(name))
+        axes.scatter(mean, share, s=size * 2, color=colour, zorder=3, clip_on=False)
+    axes.set(xlabel="stated probability", ylabel="share that was right", xlim=(0, 1), ylim=(0, 1.02))
+    _legend(axes, 1 + len(groups), loc="best")
+    return figure
+
+
 def bars(groups: Mapping[str, Mapping[str, float]], *, unit: str = "", percent: bool = False) -> Figure:
     """Grouped horizontal bars: `groups` maps a row (metric) to {series (model): value}; each bar says its value."""
     series = list(dict.fromkeys(name for row in groups.values() for name in row))
@@ -92,9 +111,18 @@ def bars(groups: Mapping[str, Mapping[str, float]], *, unit: str = "", percent: 
 
 
 def curves(
-    lines: Mapping[str, tuple[Numbers, Numbers]], *, x: str = "step", y: str = "loss", log: bool = False
+    lines: Mapping[str, tuple[Numbers, Numbers]],
+    *,
+    x: str = "step",
+    y: str = "loss",
+    log: bool = False,
+    top: float | None = None,
 ) -> Figure:
-    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,)."""
+    """Values over steps, e.g. a training loss; `lines` maps a name to (x, y), each (T,).
+
+    Args:
+        top: the values are shares of something: the axis begins at 0 and ends a little above this.
+    """
     figure, axes = _axes()
     for (name, (steps, values)), colour, dash in zip(lines.items(), COLOUR, DASHES, strict=False):
         axes.plot(
@@ -103,6 +131,8 @@ def curves(
     axes.set(xlabel=x, ylabel=y)
     if log:
         axes.set_yscale("log")
+    if top is not None:
+        axes.set_ylim(0, 1.08 * top or 1)
     axes.margins(x=0.01)
     _legend(axes, len(lines), loc="best")
     return figure
@@ -143,6 +173,17 @@ def path(
         axes.scatter([across[marked]], [up[marked]], s=90, color=COLOUR[1], zorder=3)
     axes.set(xlabel=_plain(x), ylabel=_plain(y))
     axes.margins(0.1)
+    return figure
+
+
+def points(groups: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
+    """Groups of points (x, y), each (T,), on axes whose numbers mean nothing: a projection of embeddings."""
+    figure, axes = _axes(height=4.0)
+    for (name, (x, y)), colour, shape in zip(groups.items(), COLOUR, ("o", "^", "s", "D", "v", "P"), strict=False):
+        axes.scatter(np.asarray(x), np.asarray(y), label=_plain(name), color=colour, s=14, marker=shape, alpha=0.6)
+    axes.set(xticklabels=[], yticklabels=[])
+    axes.set_aspect("equal", adjustable="datalim")
+    _legend(axes, len(groups), loc="best")
     return figure
 
 

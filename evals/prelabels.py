@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.calibration import adaptive_ece, brier, ece
 from evals.coco_boxes import some
 from evals.detection import assign
 from evals.intervals import lower_bounds
+from evals.reliability import adaptive_ece, brier, ece
 from evals.results import Measured, slices_of
 from foveal.dataset import Dataset, Sample
 from foveal.detections import BoolArray, Detections, FloatArray

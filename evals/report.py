@@ -45,6 +45,14 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
+class Heat:
+    """A number in a table cell that is the redder the less `share` (0 to 1) is left."""
+
+    value: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """A number or word in a table cell that leads to the `heading` with this anchor."""
 
@@ -52,7 +60,7 @@ class Link:
     anchor: str
 
 
-Cell = str | int | float | None | Mark | Link
+Cell = str | int | float | None | Mark | Link | Heat
 
 
 @dataclass(slots=True)
@@ -126,7 +134,7 @@ class Report:
                     received=f"{len(row)}: {row!r}",
                 )
         numeric = [
-            bool(grid) and all(isinstance(_inside(row[i]), int | float | None) for row in grid)
+            bool(grid) and all(isinstance(_inside(row[i]), int | float | Heat | None) for row in grid)
             for i in range(len(columns))
         ]
         align = [' class="n"' if flag else "" for flag in numeric]
@@ -220,7 +228,14 @@ class Report:
             f'<div class="hits" tabindex="0">{"".join(cells) or "<p>nothing matches</p>"}</div></div>',
         )
 
-    def strip(self, title: str, items: Iterable[tuple[Image, str, str, State | None]], note: str = "") -> Report:
+    def strip(
+        self,
+        title: str,
+        items: Iterable[tuple[Image, str, str, State | None]],
+        note: str = "",
+        *,
+        mark: Mark | None = None,
+    ) -> Report:
         """A titled row of pictures to compare: (image, heading, caption, state); the state colours the heading."""
         colour = {"good": "right", "bad": "wrong", "warn": "doubt", None: ""}
         cells = (
@@ -231,14 +246,25 @@ class Report:
         small = f"<small>{escape(note)}</small>" if note else ""
         return self._add(
             "",
-            f'<div class="case"><div class="query"><div><strong>{escape(title)}</strong>{small}</div></div>'
+            f'<div class="case"><div class="query"><div>{_title(title, mark)}{small}</div></div>'
             f'<div class="hits strip" tabindex="0">{"".join(cells)}</div></div>',
         )
 
     def boxes(
-        self, image: Image, panels: Mapping[str, Detections], caption: str = "", *, max_side: int = 448
+        self,
+        image: Image,
+        panels: Mapping[str, Detections],
+        caption: str = "",
+        *,
+        title: str = "",
+        mark: Mark | None = None,
+        max_side: int = 448,
     ) -> Report:
-        """One picture, stored once, with several sets of boxes side by side: truth, teacher, student."""
+        """One picture, stored once, with several sets of boxes side by side: truth, teacher, student.
+
+        Args:
+            title: stands above, behind `mark`.
+        """
         self._pictures += 1
         shared = f"picture-{self._pictures}"
         width, height = image.size
@@ -254,7 +280,10 @@ class Report:
                 f"{svg}</figure>"
             )
         under = f"<p>{escape(caption)}</p>" if caption else ""
-        return self._add("", f'<div class="case"><div class="panels" tabindex="0">{"".join(cells)}</div>{under}</div>')
+        above = f'<div class="query"><div>{_title(title, mark)}</div></div>' if title else ""
+        return self._add(
+            "", f'<div class="case">{above}<div class="panels" tabindex="0">{"".join(cells)}</div>{under}</div>'
+        )
 
     def html(self) -> str:
         """The whole document."""
@@ -298,6 +327,10 @@ class Report:
         return self
 
 
+def _title(text: str, mark: Mark | None) -> str:
+    return f"<strong>{escape(text)}</strong>" + ("" if mark is None else f" {_cell(mark)}")
+
+
 def _section(number: int, section: _Section) -> str:
     parts: list[str] = []
     for kind, run in groupby(section.blocks, key=lambda block: block[0]):
@@ -317,6 +350,9 @@ def _cell(value: Cell) -> str:
         return f'<a href="#{escape(value.anchor)}">{_cell(value.value)}</a>'
     if isinstance(value, Mark):
         return f'<span class="tag-mark {value.state or "plain"}">{escape(value.text)}</span>'
+    if isinstance(value, Heat):
+        lost = 1 - max(0.0, min(1.0, value.share))
+        return f'<span class="heat" style="--lost:{lost:.0%}">{value.value:.3f}</span>'
     if value is None:
         text = "\u2013"
     elif isinstance(value, bool):

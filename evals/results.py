@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from evals.slicing import columns_of
 from foveal import __version__
 from foveal.artifacts import write_text
 from foveal.dataset import Sample
@@ -25,7 +26,6 @@ from foveal.printing import plain
 from foveal.runtime import describe_machine
 
 SCHEMA = "foveal.result/1"
-MOST_SLICES = 50  # different words in a field from which it names images rather than divides them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +43,8 @@ class Measured:
 
 
 def slices_of(samples: Sequence[Sample]) -> dict[str, list[str | None]]:
-    """What the samples' metadata says in words, a column a field: what an evaluation can be divided by.
-
-    Fields that are numbers, say the same of all or of each something else, are left out.
-    """
-    names = sorted({name for sample in samples for name, value in sample.metadata.items() if isinstance(value, str)})
-    columns = {name: [_word(sample.metadata.get(name)) for sample in samples] for name in names}
-    return {name: column for name, column in columns.items() if 1 < len(set(column)) <= MOST_SLICES}
-
-
-def _word(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    """What an evaluation can be divided by, a column a field: see `evals.slicing.columns_of`."""
+    return columns_of(samples)
 
 
 class _Part(BaseModel):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals import few_shot, zero_shot
-from evals.results import Measured, slices_of
+from evals.results import Measured
 from evals.zero_shot import TEMPLATES, Embedded
 from foveal.dataset import Dataset, Sample
 from foveal.detections import FloatArray, IntArray
@@ -81,7 +81,7 @@ def measure(
         items[f"{column}_said"] = [classes[label] for label in _usual(said, len(classes))]
         figures[f"{column}_top1"] = float(np.mean(items[column]))
     figures |= {"shots": rounds.figures, "count": float(len(held.ids))}
-    return Measured(figures, items, {"class": [*items["class"]], **slices_of(held.samples)})
+    return Measured(figures, items, {"class": [*items["class"]], **held.slices})
 
 
 def halves(dataset: Dataset) -> tuple[Dataset, Dataset]:

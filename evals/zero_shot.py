@@ -10,6 +10,7 @@ import numpy as np
 
 from evals.encoding import encoded
 from evals.results import Measured, slices_of
+from evals.slicing import quarters
 from foveal.dataset import Dataset, Sample
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput
@@ -88,6 +89,7 @@ class Crop:
     sample: Sample
     label: int  # in the dataset's classes
     image: Image
+    side: float | None = None  # square root of the object's pixels, where a box marks it
 
 
 def each_crop(
@@ -109,15 +111,16 @@ def each_crop(
                 dx, dy = width * context, height * context
                 box = (max(0, x1 - dx), max(0, y1 - dy), min(whole.width, x2 + dx), min(whole.height, y2 + dy))
                 piece = whole.crop((round(box[0]), round(box[1]), round(box[2]), round(box[3])))
-                yield Crop(f"{sample.id}#{number}", sample, label, piece)
+                yield Crop(f"{sample.id}#{number}", sample, label, piece, (width * height) ** 0.5)
         elif sample.label in index:
             yield Crop(sample.id, sample, index[sample.label], sample.image())
 
 
-def crop_of(sample: Sample, id: str, context: float = 0.1) -> Image:
-    """The piece of an image that `each_crop` calls `id`; the whole image where that is no piece of it."""
-    names = () if sample.truth is None else sample.truth.names
-    return next((crop.image for crop in each_crop([sample], names, context) if crop.id == id), sample.image())
+def piece(sample: Sample, item: str) -> Image:
+    """What an item of `measure` shows: the crop that its id numbers, or the whole image."""
+    if item == sample.id or sample.truth is None:
+        return sample.image()
+    return next(crop.image for crop in each_crop([sample], sample.truth.names) if crop.id == item)
 
 
 def crops(dataset: Dataset, context: float = 0.1, min_side: int = 8) -> tuple[list[Image], list[int]]:
@@ -138,7 +141,14 @@ class Embedded:
     ids: list[str]
     samples: list[Sample]
     labels: IntArray  # (N,) in the classes
+    sides: list[float | None]  # as `Crop.side`
     vectors: FloatArray  # (N, D)
+
+    @property
+    def slices(self) -> dict[str, list[str | None]]:
+        """By size of the object, where all are boxes, and by what the metadata of the images says."""
+        sizes = {} if None in self.sides else {"object size": quarters(self.sides, " px")}
+        return {**sizes, **slices_of(self.samples)}
 
 
 def embedded(
@@ -158,18 +168,20 @@ def embedded(
     ids: list[str] = []
     samples: list[Sample] = []
     labels: list[int] = []
+    sides: list[float | None] = []
     blocks: list[FloatArray] = []
 
-    def cut(sample: Sample) -> Iterator[tuple[tuple[str, Sample, int], Image]]:
-        return (((c.id, sample, c.label), c.image) for c in each_crop([sample], classes, context))
+    def cut(sample: Sample) -> Iterator[tuple[Crop, Image]]:
+        return ((crop, crop.image) for crop in each_crop([sample], classes, context))
 
     for keys, vectors in encoded(encoder, track(progress, dataset, "embed crops"), cut):
         blocks.append(vectors if after is None else vectors @ after)
-        ids.extend(id for id, _, _ in keys)
-        samples.extend(sample for _, sample, _ in keys)
-        labels.extend(label for _, _, label in keys)
+        ids.extend(crop.id for crop in keys)
+        samples.extend(crop.sample for crop in keys)
+        labels.extend(crop.label for crop in keys)
+        sides.extend(crop.side for crop in keys)
     _something(len(ids))
-    return Embedded(ids, samples, np.array(labels, np.int64), np.concatenate(blocks))
+    return Embedded(ids, samples, np.array(labels, np.int64), sides, np.concatenate(blocks))
 
 
 def measure(
@@ -189,20 +201,20 @@ def measure(
     """
     names = class_embeddings(encoder, dataset.classes, templates)
     found = embedded(encoder, dataset, dataset.classes, context, progress, after=names.T)
-    ids, samples, truth, cosine = found.ids, found.samples, found.labels, found.vectors
+    truth, cosine = found.labels, found.vectors
     ranks, said = _ranks(cosine, truth), cosine.argmax(axis=1)
     logits = encoder.logit_scale * (cosine - cosine.max(axis=1, keepdims=True)).astype(np.float64)
     kinds = [dataset.classes[label] for label in truth]
     items: dict[str, list[Any]] = {
-        "id": ids,
-        "image": [sample.id for sample in samples],
+        "id": found.ids,
+        "image": [sample.id for sample in found.samples],
         "class": kinds,
         "said": [dataset.classes[label] for label in said],
         "right": (ranks == 1).astype(int).tolist(),
         "rank": ranks.tolist(),
         "confidence": (1 / np.exp(logits).sum(axis=1)).tolist(),
     }
-    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **slices_of(samples)})
+    return Measured(dict(_figures(ranks, truth)), items, {"class": [*kinds], **found.slices})
 
 
 def evaluate_dataset(

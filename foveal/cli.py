@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from foveal import __version__, eval_detection_cli, eval_prelabel_cli, eval_search_cli, eval_vqa_cli, precision_cli
+from foveal import (
+    __version__,
+    eval_calibration_cli,
+    eval_detection_cli,
+    eval_prelabel_cli,
+    eval_search_cli,
+    eval_speed_cli,
+    eval_vqa_cli,
+    precision_cli,
+    robustness_cli,
+)
 from foveal.adapt_cli import adapt_app
 from foveal.archive_cli import archive_app
+from foveal.card_cli import card_app
 from foveal.compare_cli import eval_compare
 from foveal.distill_cli import distill, export, prelabel_app
 from foveal.errors import FovealError
@@ -24,6 +35,7 @@ from foveal.memory_cli import memory_app
 from foveal.options import Config, OutDir, Overrides, live_progress
 from foveal.printing import Json, emit
 from foveal.registry_cli import registry_app
+from foveal.scenario_cli import scenarios_app
 from foveal.serve_cli import keys_app, serve
 
 if TYPE_CHECKING:
@@ -38,6 +50,11 @@ app = typer.Typer(
 )
 app.add_typer(adapt_app, name="adapt")
 app.add_typer(archive_app, name="archive")
+for command in (robustness_cli.robustness, robustness_cli.shift, robustness_cli.slices):
+    eval_app.command()(command)
+app.add_typer(card_app, name="card")
+eval_app.command()(eval_calibration_cli.calibration)
+eval_app.command()(eval_speed_cli.speed)
 eval_app.command("compare")(eval_compare)
 eval_app.command("detection")(eval_detection_cli.detection)
 eval_app.command("prelabel")(eval_prelabel_cli.prelabel)
@@ -50,6 +67,7 @@ for command in (precision_cli.sample, precision_cli.audit, precision_cli.suspect
     prelabel_app.command()(command)
 app.add_typer(prelabel_app, name="prelabel")
 app.add_typer(registry_app, name="registry")
+app.add_typer(scenarios_app, name="scenarios")
 app.command()(distill)
 app.command()(export)
 app.command()(gate)

@@ -110,6 +110,7 @@ def _model(reference: str, dataset: Dataset, prompts: str | None, registry: Path
         BadInput: prompts for a detector that takes none, or not one a class.
     """
     from foveal.models import DETECTORS, OPEN_DETECTORS, load_detector, load_open_detector, parse_ref
+    from foveal.served import connect, is_server
 
     texts = [text.strip() for text in prompts.split(",")] if prompts is not None else None
     if texts is not None and not len(texts) == len(set(texts)) == len(dataset.classes):
@@ -118,12 +119,10 @@ def _model(reference: str, dataset: Dataset, prompts: str | None, registry: Path
             expected=f"{len(dataset.classes)}, in this order: {', '.join(dataset.classes)}",
             received=str(len(set(texts))),
         )
-    if reference.startswith(("http://", "https://")):
-        from foveal.client import Client
-        from foveal.remote_detector import RemoteDetector
-
-        asked = None if texts is None else dict(zip(texts, dataset.classes, strict=True))
-        return RemoteDetector(Client(reference, os.environ.get("FOVEAL_API_KEY")), asked)
+    if is_server(reference):
+        kind = "detector" if texts is None else "open-detector"
+        served: Any = connect(reference, [kind], os.environ.get("FOVEAL_API_KEY"))
+        return served if texts is None else _Prompted(served, texts, dataset.classes)
     scheme = parse_ref(reference).scheme
     if scheme in OPEN_DETECTORS and scheme not in DETECTORS:
         return _Prompted(load_open_detector(reference), texts or dataset.classes, dataset.classes)

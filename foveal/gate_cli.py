@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 DEFAULT_RESULTS = Path("runs/quickstart/report.json")
 Incumbent = Annotated[
     list[Path] | None,
-    typer.Option("--incumbent", metavar="FILE", help="Result of what is to be replaced; repeatable."),
+    typer.Option(
+        "--incumbent", metavar="FILE", help="Result of what is to be replaced, or a folder of them; repeatable."
+    ),
 ]
 
 
@@ -26,8 +28,8 @@ def gate(
         typer.Option(
             "--results",
             metavar="FILE",
-            help=f"Result of `foveal eval ... --out`, found under its name, or a JSON report that holds the figures; "
-            f"repeatable. {DEFAULT_RESULTS} if none.",
+            help=f"Result of `foveal eval ... --out`, found under its name, a JSON report that holds the figures, or a "
+            f"folder of them; repeatable. {DEFAULT_RESULTS} if none.",
         ),
     ] = None,
     incumbent: Incumbent = None,

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evals.calibration import wilson
 from evals.detection import match
+from evals.intervals import wilson
 from foveal.detections import Detections
 from foveal.errors import BadInput
 from foveal.models import Detector

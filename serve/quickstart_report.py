@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from evals import gates, plots
-from evals.mistakes import mistakes
+from evals import gates, pages, plots
 from evals.report import Report, State
 from foveal import world
 from foveal.detections import Detections
 from foveal.images import decode
 from foveal.models import load_detector, load_open_detector
+from serve.quickstart_results import kept
+from serve.quickstart_trials import TRIALS
 
 if TYPE_CHECKING:
     from foveal.dataset import Sample
     from serve.quickstart_settings import Run
 
 SHOWN = 0.45  # score from which boxes are drawn
-EXAMPLES, WORST = 4, 6
+EXAMPLES = 4
 
 
 def figures(report: dict[str, Any]) -> list[tuple[str, str, str, State | None]]:
@@ -153,6 +154,7 @@ def write(run: Run, report: dict[str, Any]) -> None:
     _answers(page, run)
     _labels(page, report)
     _detectors(page, run, report)
+    _results(page, run)
     page.write(run.out / "report.html")
 
 
@@ -254,19 +256,18 @@ def _detectors(page: Report, run: Run, report: dict[str, Any]) -> None:
             "INT8 student": seen,
         }
         page.boxes(image, panels, sample.captions[0] if sample.captions else "")
-    page.section("Worst mistakes", "Where the INT8 student is surest and wrong, or misses what is there.")
-    truths = [_truth(sample) for sample in samples]
-    found = mistakes(by_student, truths)
-    worst: dict[int, str] = {}
-    for group in ([m for m in found if m.kind != "missed"], [m for m in found if m.kind == "missed"]):
-        wanted = len(worst) + WORST // 2
-        for mistake in group:
-            if len(worst) == wanted:
-                break
-            worst.setdefault(mistake.image, mistake.words)
-    for index, words in worst.items():
-        panels = {"truth": truths[index], "INT8 student": by_student[index]}
-        page.boxes(samples[index].image(), panels, words)
+
+
+def _results(page: Report, run: Run) -> None:
+    """What was measured of the INT8 student item by item, as `foveal eval ... --out` would show it."""
+    test = run.truth("test")
+    samples = {sample.id: sample for sample in test}
+    for task in ("detection", *TRIALS):
+        if (result := kept(run, "candidate", task)) is None:
+            continue
+        pages.SECTIONS[task](page, result, samples)
+        if task == "detection":
+            pages.slices(page, result)
 
 
 def _truth(sample: Sample) -> Detections:

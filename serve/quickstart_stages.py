@@ -30,6 +30,9 @@ from distill.students import load_student
 from distill.train import train, training_set
 from evals import cards, gates, retrieval, zero_shot
 from evals.detection import evaluate
+from evals.detection import measure as detection_measured
+from evals.evidence import gather
+from evals.results import Stopwatch
 from evals.speed import detector_latency
 from foveal import artifacts, world
 from foveal.dataset import Dataset
@@ -41,7 +44,10 @@ from retrieval.archive import Archive
 from retrieval.memory import ExemplarMemory
 from retrieval.query import SearchQuery
 from serve.client_check import exercise
+from serve.quickstart_results import Side, keep
+from serve.quickstart_results import folder as results
 from serve.quickstart_settings import Run
+from serve.quickstart_trials import tried
 from serve.reviewing import ReviewJob
 
 NAME = "depot-student"
@@ -75,10 +81,18 @@ def adaptation(run: Run) -> dict[str, Any]:
     result: dict[str, Any] = {"trainable_params": report.trainable_params, "total_params": report.total_params}
     # A scene's first caption is the complete one; the shorter ones fit several scenes.
     described = Dataset.build([_with_first_caption(sample) for sample in test], test.classes)
-    for moment, reference in (("before", run.settings.encoder), ("after", run.encoder)):
-        encoder = load_encoder(reference)
-        result[f"recall_at_1_{moment}"] = retrieval.evaluate(encoder, described)["recall_at_1"]
-        result[f"zero_shot_{moment}"] = zero_shot.evaluate_dataset(encoder, test)["top1"]
+    sides: tuple[tuple[Side, str, str], ...] = (
+        ("incumbent", "before", run.settings.encoder),
+        ("candidate", "after", run.encoder),
+    )
+    for side, moment, reference in sides:
+        encoder, watch = load_encoder(reference), Stopwatch()
+        found = retrieval.measure(encoder, described)
+        keep(run, side, "retrieval", found, reference, encoder, ("test", described), watch)
+        named = zero_shot.measure(encoder, test)
+        keep(run, side, "zero-shot", named, reference, encoder, ("test", test), watch)
+        result[f"recall_at_1_{moment}"] = found.figures["recall_at_1"]
+        result[f"zero_shot_{moment}"] = named.figures["top1"]
     return {**result, "steps": report.steps, "images": report.data["images"], "losses": report.losses}
 
 
@@ -217,14 +231,21 @@ def evaluation(run: Run) -> dict[str, Any]:
         "int8": load_detector(f"onnx:{run.out / 'int8-onnx'}"),
     }
     result: dict[str, Any] = {}
+    sides: dict[str, Side] = {"student": "incumbent", "int8": "candidate"}
     for name, model in models.items():
+        watch = Stopwatch()
         run.progress.start(f"evaluate {name}", len(images))
         found: list[Detections] = []
         for start in range(0, len(images), 8):
             found += model.detect(images[start : start + 8], EVERYTHING)
             run.progress.advance(len(images[start : start + 8]))
         run.progress.finish()
-        scores = evaluate(test, found)
+        measured = detection_measured(test, found, samples=test)
+        if name in sides:
+            held = keep(run, sides[name], "detection", measured, model.name, model, ("test", test), watch)
+            if name == "int8":
+                tried(run, held, model, model.name)
+        scores = measured.figures
         result[f"{name}_map50"], result[f"{name}_map"] = scores["AP50"], scores["AP"]
         result[f"{name}_per_class"] = scores["per_class"]
     # In turns, so that whatever else the machine does meets all three of them.
@@ -255,9 +276,9 @@ def gating(run: Run) -> dict[str, Any]:
     """Stage 8: hold the figures against the bars; register and promote what passed, with its card."""
     text = files("serve").joinpath("quickstart_gates.yaml").read_text("utf-8")
     artifacts.write_text(run.out / "gates.yaml", text)
-    measured = figures(run)
-    verdict = gates.check(run.out / "gates.yaml", measured)
-    folder = run.out / "int8-onnx"
+    measured, folder = figures(run), run.out / "int8-onnx"
+    held = gather([results(run, "candidate")], [results(run, "incumbent")], folder, measured)
+    verdict = gates.check(run.out / "gates.yaml", held)
     manifest = artifacts.read(folder)
     release = run.out / "release"
     if release.exists():

@@ -1,4 +1,8 @@
-"""Settings of every test: property tests are judged by what they find, not by how busy the machine is."""
+"""Settings of every test: no hub is asked, and property tests are judged by what they find, however long it takes."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: a name that no folder has is not waited for
 
 from hypothesis import HealthCheck, settings
 

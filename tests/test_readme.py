@@ -130,7 +130,7 @@ def _commands(command: object, *path: str) -> Iterator[str]:
 
 
 def test_the_table_lists_every_command() -> None:
-    assert set(_promised()) == {name.removesuffix(" run") for name in _commands(COMMAND)}
+    assert set(_promised()) == {name.replace("prelabel run", "prelabel") for name in _commands(COMMAND)}
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_every_example_is_accepted_by_what_it_is_for() -> None:
     from adapt.clip import ClipSettings
     from distill.ontology import Ontology
     from distill.train import TrainSettings
-    from evals import gates
+    from evals import gates, prices, scenario_suite
     from foveal.config import load
     from serve.quickstart import QuickstartSettings
 
@@ -230,7 +230,10 @@ def test_every_example_is_accepted_by_what_it_is_for() -> None:
         if path.stem in schemas:
             assert load(schemas[path.stem], path)
         else:
-            assert {"ontology": Ontology.load, "gates": gates.load}[path.stem](path)
+            readers = {
+                "ontology": Ontology.load, "gates": gates.load, "scenarios": scenario_suite.read, "prices": prices.read,
+            }  # fmt: skip
+            assert readers[path.stem](path)
         text = path.read_text().replace(" \\\n#        ", "")
         lines = [words for words in re.findall(r"^#     foveal (.*)", text, flags=re.MULTILINE) if path.name in words]
         assert [parse(shlex.split(line)).params for line in lines], path.name

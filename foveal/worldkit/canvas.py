@@ -119,7 +119,8 @@ class Canvas:
         tile = grain(material).T if upright else grain(material)
         oy, ox = (int(v) for v in self.rng.integers(0, TILE // 4, 2))
         gain, shine = shading(shade, height, width)
-        surface = tile[oy : oy + height, ox : ox + width] * gain
+        grained = tile[np.arange(oy, oy + height) % TILE][:, np.arange(ox, ox + width) % TILE]
+        surface = grained * gain
         if edge < 1:
             line = np.zeros((height, width), np.uint8)
             cv2.polylines(line, [fixed], True, 255, max(1, round(self.unit * 1.1)), cv2.LINE_AA, _SHIFT)

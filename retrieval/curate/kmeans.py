@@ -11,6 +11,7 @@ from typing import Any
 import faiss as _faiss
 import numpy as np
 
+from evals.clusters import SEED, centres_of
 from foveal.detections import FloatArray, IntArray
 from foveal.progress import Progress, SilentProgress
 from retrieval.curate.selection import distance
@@ -22,7 +23,6 @@ SAMPLE_EACH = 256  # vectors a cluster that k-means learns from, as FAISS would 
 CHOICES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64)
 CHOICE_SAMPLE = 16_384  # vectors that the number of clusters is chosen on
 AS_GOOD = 0.9  # of the best silhouette
-ITERATIONS, ATTEMPTS, SEED = 25, 3, 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Partition:
 
 def partition(vectors: Vectors, k: int) -> Partition:
     """At most k clusters (Dhillon and Modha, doi 10.1023/A:1007612920971); the same for the same vectors."""
-    centres = _trained(vectors.at(_spread(len(vectors), SAMPLE_EACH * k)), k)
+    centres = centres_of(vectors.at(_spread(len(vectors), SAMPLE_EACH * k)), k)
     label = np.empty(len(vectors), np.int64)
     cosine = np.empty(len(vectors), np.float32)
     for start, chunk in vectors.chunks():
@@ -71,30 +71,13 @@ def choose_k(vectors: Vectors, progress: Progress | None = None) -> tuple[int, d
     choices = [k for k in CHOICES if 4 * k <= len(learnt)]
     progress.start("choose the number of clusters", len(choices))
     for k in choices:
-        nearest = faiss.knn(judged, _trained(learnt, k), 2, metric=faiss.METRIC_INNER_PRODUCT)[0]
+        nearest = faiss.knn(judged, centres_of(learnt, k), 2, metric=faiss.METRIC_INNER_PRODUCT)[0]
         own, other = distance(nearest).T
         tried[k] = float(((other - own) / np.maximum(other, 1e-6)).mean())
         progress.advance()
     progress.finish()
     enough = AS_GOOD * max(tried.values(), default=0)
     return max((k for k, value in tried.items() if value >= enough), default=1), tried
-
-
-def _trained(sample: FloatArray, k: int) -> FloatArray:
-    """Centres (k, D) of a sample."""
-    model = faiss.Kmeans(
-        sample.shape[1],
-        k,
-        spherical=True,
-        niter=ITERATIONS,
-        nredo=ATTEMPTS,
-        seed=SEED,
-        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(sample),
-    )
-    model.train(sample)
-    return np.asarray(model.centroids, dtype=np.float32)
 
 
 def _spread(count: int, at_most: int) -> IntArray:

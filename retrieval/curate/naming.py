@@ -5,20 +5,19 @@ Shape letters: N images, C clusters, W terms, T texts, D embedding dimensions.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from evals.clusters import nearest_texts, telling_terms
 from foveal.detections import FloatArray, IntArray
 from foveal.errors import BadInput, FingerprintMismatch
 from foveal.models import Encoder
 from retrieval.archive import Archive
 from retrieval.curate.selection import Selection
-from retrieval.table import batched
 
 SAYING = (
     "caption",
@@ -38,13 +37,6 @@ WORDS = 3  # or pairs of them, of a name
 AS_OFTEN = 0.8  # of a word's images that a pair with it must occur with to replace it
 SURE = 1.96  # standard deviations that a word must be over-represented by
 SHARE = 0.1  # of the cluster's images that a word of its name must occur with
-TEXTS_AT_ONCE = 256
-
-_WORD = re.compile(r"[^\W\d_][\w'-]*")
-_EMPTY = {
-    "a", "an", "and", "are", "at", "by", "for", "from", "in", "is", "it", "its", "of", "on", "or", "that", "the",
-    "there", "this", "to", "was", "with",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +97,9 @@ def from_metadata(images: Selection, label: IntArray, count: int, columns: Seque
 def from_vocabulary(
     archive: Archive, encoder: Encoder, texts: Sequence[str], centres: FloatArray, mean: FloatArray
 ) -> list[Name]:
-    """For each cluster centre (C, D) the text that is nearest, less the text's mean cosine to all images.
+    """For each cluster centre (C, D) the text that says most of it, see `evals.clusters.nearest_texts`.
 
-    Without that a generic text, near to everything, would name every cluster. Dividing by the deviation as well would
-    let it win again, as what is near to everything varies little. `mean` (D,) is the mean of all images.
+    `mean` (D,) is the mean of all images.
 
     Raises:
         FingerprintMismatch: another encoder than the archive's.
@@ -123,15 +114,10 @@ def from_vocabulary(
         )
     if not texts:
         raise BadInput("the vocabulary is empty", expected="one text or more")
-    vectors = np.concatenate([encoder.encode_texts(piece) for piece in batched(texts, TEXTS_AT_ONCE)])
-    usual = vectors @ mean
-    gain = centres @ vectors.T - usual
-    names: list[Name] = []
-    for cluster, best in enumerate(gain.argmax(axis=1).tolist()):
-        more = float(gain[cluster, best])
-        evidence = f"cosine {usual[best] + more:.3f}, {more:+.3f} to its mean over all images"
-        names.append(Name(str(texts[best]), "vocabulary", evidence))
-    return names
+    return [
+        Name(near.text, "vocabulary", f"cosine {near.cosine:.3f}, {near.gain:+.3f} to its mean over all images")
+        for near in nearest_texts(encoder, texts, centres, mean)
+    ]
 
 
 def _some(places: IntArray) -> IntArray:
@@ -143,26 +129,13 @@ def _counted(table: Any, label: IntArray, count: int) -> tuple[list[str], npt.ND
     index: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     for cluster, row in zip(label.tolist(), table.to_pylist(), strict=True):
-        said = {term for value in row.values() if value for term in _terms(value.casefold())}
+        said = {term for value in row.values() if value for term in telling_terms(value.casefold())}
         pairs += [(cluster, index.setdefault(term, len(index))) for term in said]
     counts = np.zeros((count, len(index)))
     if pairs:
         np.add.at(counts, tuple(np.array(pairs).T), 1)
     order = sorted(index)  # whatever the order in which a set is walked
     return order, counts[:, [index[term] for term in order]]
-
-
-def _terms(text: str) -> Iterator[str]:
-    """The telling words of a text, and those pairs of them between which only a space lies."""
-    before: re.Match[str] | None = None
-    for word in _WORD.finditer(text):
-        if word[0] in _EMPTY:
-            before = None
-            continue
-        yield word[0]
-        if before is not None and not text[before.end() : word.start()].strip(" "):
-            yield f"{before[0]} {word[0]}"
-        before = word
 
 
 def _distinct(terms: list[str], ranked: IntArray, share: npt.NDArray[np.float64]) -> list[int]:

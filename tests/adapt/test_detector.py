@@ -142,7 +142,9 @@ def test_a_fresh_adapter_changes_nothing_and_a_step_only_the_adapter(
     assert changed == reached
 
 
-@pytest.mark.parametrize("mm", [False, True], ids=["grounding-dino", "mm-grounding-dino"])
+@pytest.mark.parametrize(
+    "mm", [pytest.param(False, id="grounding-dino"), pytest.param(True, id="mm-grounding-dino", marks=pytest.mark.slow)]
+)
 def test_grounding_dino_learns_and_merges(data: Dataset, tmp_path: Path, mm: bool) -> None:
     base = f"hf:{tiny_grounding(tmp_path / 'base', mm)}"
     settings = FAST.model_copy(update={"epochs": 12, "learning_rate": 1e-2})

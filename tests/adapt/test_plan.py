@@ -54,6 +54,7 @@ def test_fit_says_what_it_tried(place: tuple[str, str], monkeypatch: pytest.Monk
     assert found.tried[-1].startswith("micro_batch=2 checkpointing=true: ")
 
 
+@pytest.mark.slow
 def test_what_a_run_would_refuse_a_plan_refuses_too(place: tuple[str, str]) -> None:
     with pytest.raises(FovealError, match="target module"):
         plan("clip", place[0], place[1:], ClipSettings(target_modules=("nonsense",)))

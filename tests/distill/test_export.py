@@ -51,6 +51,7 @@ def test_onnx_says_what_the_student_says(tmp_path: Path) -> None:
     assert manifest.fingerprint == report.fingerprint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "to"), [("rf_detr", "onnx"), ("lw_detr", "openvino")])
 def test_transformer_backbones_export_too(tmp_path: Path, family: str, to: str) -> None:
     settings = TrainSettings(size=64, epochs=1, batch=8, evaluations=0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.mistakes import mistakes
 from distill.ontology import Ontology
 from distill.prelabel import load_report, prelabel
 from distill.prelabels import as_dataset, load_prelabels
@@ -189,3 +190,29 @@ def test_corrections_that_do_not_fit(job: Path, hidden: Dataset, tmp_path: Path)
     assert take_back(job, outside).boxes == 1
     coco.write(outside, tmp_path / "one.json")
     assert len(read_corrected(tmp_path / "one.json", job)) == 1
+
+
+def test_what_people_mended_is_what_was_wrong(job: Path, hidden: Dataset) -> None:
+    with pytest.raises(BadInput, match=r"nothing of .* was reviewed"):
+        list(mistakes(job))
+    sample, found = load_prelabels(job)[0]
+    assert found.provenance is not None
+    shown = found[[i for i, made in enumerate(found.provenance) if made.route != "reject"]]
+    people = hidden.subset([hidden.ids.index(sample.id)])
+    take_back(job, people.with_truth([shown], CLASSES))
+    assert list(mistakes(job)) == []
+    other = (int(shown.labels[1]) + 1) % len(CLASSES)
+    final = Detections.build(
+        [*shown.boxes[1:], [0, 0, 12, 12]], 1.0, [other, *shown.labels[2:], shown.labels[0]], CLASSES
+    )
+    take_back(job, people.with_truth([final], CLASSES))
+    (only,) = mistakes(job)
+    assert only.sample.path == sample.path
+    assert only.missed.label_names == [CLASSES[other], shown.label_names[0]]  # given another label, and drawn
+    assert only.wrong.label_names == shown.label_names[:2]  # removed, and what was there before
+    np.testing.assert_allclose(only.wrong.boxes, shown.boxes[:2], atol=0.01)
+    moved = replace(shown, boxes=shown.boxes + np.array([0, 0, 4, 0], np.float32))  # a little wider
+    take_back(job, people.with_truth([moved], CLASSES))
+    assert list(mistakes(job)) == []
+    (strict,) = mistakes(job, 0.95)
+    assert len(strict.missed) == len(shown)

@@ -15,13 +15,13 @@ from distill.fusion import Ensemble, fused
 from distill.gold import fit_labeller
 from distill.labeller import PrelabelSettings
 from distill.ontology import Ontology
-from distill.remote import RemoteDetector
 from distill.teacher import Dense, candidates
 from distill.teachers import Closed, Grounding, Proposals, load_teacher
 from distill.views import Flipped, Tiled
 from foveal.dataset import Dataset
 from foveal.detections import Detections, FloatArray
 from foveal.errors import BadInput, Unavailable, UnknownName
+from foveal.served import ServedOpenDetector, connect
 from tests.distill.painted import CLASSES, Blobs, DenseBlobs, painted, remember
 from tests.tiny import tiny_owl
 
@@ -253,7 +253,7 @@ def server() -> Iterator[str]:
 
 def test_a_running_server_is_a_teacher(server: str, gold: Dataset) -> None:
     remote = load_teacher([server], ONTOLOGY)
-    assert isinstance(remote, RemoteDetector)
+    assert isinstance(remote, ServedOpenDetector)
     image = gold[0].image()
     (there,), (here,) = remote.detect([image], CLASSES, 0.2), Blobs().detect([image], CLASSES, 0.2)
     assert len(here)
@@ -266,4 +266,4 @@ def test_a_running_server_is_a_teacher(server: str, gold: Dataset) -> None:
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveal.client_calls.WAIT", 0.0)
     with pytest.raises(Unavailable, match="does not answer"):
-        RemoteDetector("http://127.0.0.1:9")
+        connect("http://127.0.0.1:9", ["open-detector"])

@@ -7,17 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from evals.calibration import (
-    Calibrator,
-    adaptive_ece,
-    brier,
-    ece,
-    reliability,
-    smallest_sample,
-    threshold_for_precision,
-    wilson,
-)
-from evals.intervals import lower_bounds
+from evals.calibration import Calibrator
+from evals.intervals import lower_bounds, smallest_sample, wilson
+from evals.reliability import adaptive_ece, brier, ece, reliability
+from evals.thresholds import threshold_for_precision
 from foveal.errors import BadInput
 
 

@@ -87,7 +87,7 @@ def test_a_stopwatch_says_how_long_and_on_what() -> None:
         result.seconds = 2  # type: ignore[misc]
 
 
-def test_metadata_in_words_divides_the_items() -> None:
+def test_metadata_divides_the_items() -> None:
     rows = [
         {"light": "day", "same": "x", "n": 1, "each": "a"},
         {"light": "night", "same": "x", "n": 2, "each": "b"},
@@ -98,7 +98,7 @@ def test_metadata_in_words_divides_the_items() -> None:
         for i, row in enumerate([*rows[:2], {**rows[0], "light": 3}])
     ]
     assert slices_of(samples)["light"] == ["day", "night", None]
-    assert set(slices_of(samples)) == {"light", "each"}
+    assert set(slices_of(samples)) == {"light", "each", "n"}
 
 
 def test_the_document_says_what_the_schema_says() -> None:

@@ -39,6 +39,8 @@ def test_the_vectors_are_those_of_the_source(folders: dict[str, str], family: st
     source, other = load_encoder(folders[family]), load_encoder(folders[family], runtime=runtime)
     assert isinstance(other, Encoder)
     assert isinstance(other, PreparingEncoder)
+    assert isinstance(other, ConvertedEncoder)
+    assert not list(other._source.model.parameters()), "PyTorch's weights are let go"  # pyright: ignore[reportPrivateUsage]
     assert (other.fingerprint, other.dimension, other.logit_scale) == (
         source.fingerprint, source.dimension, source.logit_scale
     )  # fmt: skip
@@ -52,6 +54,7 @@ def test_the_vectors_are_those_of_the_source(folders: dict[str, str], family: st
     assert other.encode_texts([]).shape == (0, source.dimension)
 
 
+@pytest.mark.slow
 def test_an_archive_takes_it_for_its_source(folders: dict[str, str], tmp_path: Path) -> None:
     for number, image in enumerate(probes(64)):
         image.save(tmp_path / f"{number}.png")
@@ -87,9 +90,3 @@ def test_one_that_cannot_be_converted_names_the_way_out(
     monkeypatch.setitem(encoder_runtimes.TOWERS, "openvino", broken)
     with pytest.raises(Unavailable, match=r"no such operator\. Use --runtime torch"):
         load_encoder(folders["open_clip"], runtime="openvino")
-
-
-def test_weights_of_pytorch_are_let_go(folders: dict[str, str]) -> None:
-    other = load_encoder(folders["open_clip"], runtime="openvino")
-    assert isinstance(other, ConvertedEncoder)
-    assert not list(other._source.model.parameters())  # pyright: ignore[reportPrivateUsage]

@@ -61,6 +61,11 @@ def test_other_sizes(size: int) -> None:
     assert all(seen.mask.shape == (size, size) for seen in scene.objects)
 
 
+def test_a_surface_wider_than_its_grain_is_painted() -> None:
+    """A pallet of 480 pixels reached past the grain's 512 where its piece of it began far in."""
+    assert world.render(4, "base", 512).image.shape == (512, 512, 3)
+
+
 def test_boxes_are_tight_and_masks_disjoint() -> None:
     for scene in SCENES:
         assert np.sum([seen.mask for seen in scene.objects], axis=0).max() <= 1

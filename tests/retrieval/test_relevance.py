@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.calibration import ece
+from evals.reliability import ece
 from foveal.detections import FloatArray
 from foveal.errors import FingerprintMismatch, IntegrityError
 from retrieval.archive import Archive

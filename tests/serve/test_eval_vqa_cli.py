@@ -70,7 +70,9 @@ def test_a_model_that_is_loaded_here_says_itself_how_it_writes_boxes(base: str, 
     assert "Leave out --vlm-family" in shown.error
 
 
-def test_a_server_with_one_model_needs_no_name(site: Path) -> None:
-    with running(create_app(vlm=ColourTalker())) as address:
-        shown = foveal("eval", "vqa", "--data", str(site), "--vlm", f"{address}/v1", "--json")
+def test_a_server_with_one_model_needs_no_name(base: str, site: Path) -> None:
+    with running(create_app(vlm=load_vlm(base))) as address:
+        line = ("eval", "vqa", "--data", str(site), "--vlm", f"{address}/v1", "--max-tokens", "2", "--json")
+        shown = foveal(*line)
+    assert shown.code == 0, shown.err
     assert json.loads(shown.out.splitlines()[-1])["count"] == 6

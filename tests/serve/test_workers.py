@@ -129,6 +129,7 @@ def test_a_killed_process_is_started_again_and_the_others_answer(served: Served)
     assert set(served.many(20)) == {200}
 
 
+@pytest.mark.slow
 def test_a_signal_ends_all(pictures: Path, tmp_path: Path) -> None:
     Archive.create(tmp_path / "depot", ColourEncoder()).add(pictures, ColourEncoder())
     process = program(tmp_path / "depot", tmp_path / "keys.sqlite")
@@ -153,6 +154,7 @@ def test_processes_end_with_the_one_that_started_them(pictures: Path, tmp_path: 
     process.communicate()
 
 
+@pytest.mark.slow
 def test_what_keeps_a_process_from_starting_is_said_once(tmp_path: Path) -> None:
     process = program(tmp_path / "nowhere", tmp_path / "keys.sqlite")
     _, err = process.communicate(timeout=60)
