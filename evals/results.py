@@ -62,8 +62,10 @@ class Subject(_Part):
     @classmethod
     def of(cls, reference: str, model: object = None) -> Subject:
         """What a reference names, with what the loaded model and its files say of themselves."""
+        from foveal.served import is_server
+
         licence = megabytes = None
-        if model is not None and not reference.startswith(("http://", "https://")):  # a server's files are its own
+        if model is not None and not is_server(reference):  # whose files are its own
             folder = parse_ref(reference).folder
             licence = licence_of(reference)
             if folder is not None and folder.is_dir():

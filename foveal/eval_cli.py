@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,15 +67,21 @@ def keep(
 
 
 def _encoder(reference: str) -> Encoder:
-    """What a reference names as an encoder; a server is asked with the key in FOVEAL_API_KEY."""
+    """What a reference names as an encoder; a server is asked with the key in FOVEAL_API_KEY.
+
+    Raises:
+        BadInput: a server that does not tell how its encoder scales similarities.
+    """
     from foveal.models import load_encoder
+    from foveal.served import ServedEncoder, connect, is_server
 
-    if not reference.startswith(("http://", "https://")):
+    if not is_server(reference):
         return load_encoder(reference)
-    from foveal.client import Client
-    from foveal.remote_encoder import RemoteEncoder
-
-    return RemoteEncoder(Client(reference, os.environ.get("FOVEAL_API_KEY")))
+    served = connect(reference, ["encoder"], os.environ.get("FOVEAL_API_KEY"))
+    assert isinstance(served, ServedEncoder)  # what `connect` was asked for
+    if math.isnan(served.logit_scale):
+        raise BadInput(f"{reference} does not tell the scale of its encoder", remedy="Update Foveal there.")
+    return served
 
 
 @eval_app.command("retrieval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -26,8 +27,8 @@ def vqa(
         typer.Option(
             "--vlm",
             metavar="REF",
-            help="Vision-language model, optionally +adapter; or http://HOST:PORT/v1[#MODEL], a server with some (its "
-            "key in FOVEAL_VLM_KEY).",
+            help="Vision-language model, optionally +adapter; or http://HOST:PORT[#MODEL], a server with some (its key "
+            "in FOVEAL_VLM_KEY).",
         ),
     ],
     vlm_family: Annotated[
@@ -62,7 +63,9 @@ def _model(reference: str, family: str | None) -> TransformersVLM | RemoteVLM:
         BadInput: a family for a model that is loaded here, or a server with several models and none named.
         UnknownName: the server has no such model.
     """
-    if not reference.startswith(("http://", "https://")):
+    from foveal.served import is_server
+
+    if not is_server(reference):
         from adapt.vlm_score import load
 
         if family is not None:
@@ -71,6 +74,8 @@ def _model(reference: str, family: str | None) -> TransformersVLM | RemoteVLM:
     from serve.vlm_http import remote_vlms
 
     url, _, wanted = reference.partition("#")
+    if urlsplit(url).path in ("", "/"):
+        url = f"{url.rstrip('/')}/v1"
     found = {one.model: one for one in remote_vlms(url, key=os.environ.get("FOVEAL_VLM_KEY"), family=family)}
     if wanted and wanted not in found:
         raise UnknownName("served model", wanted, found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,8 @@ def is_server(ref: str) -> bool:
 
 
 TIMEOUT = 120.0  # seconds for an image, on a slow server
+TEXTS = 64  # of one request
+AT_ONCE = 8  # requests on their way: a server embeds together what comes together
 
 
 class _Served:
@@ -65,16 +69,43 @@ class ServedVLM(_Served):
 
 
 class ServedEncoder(_Served):
-    """An encoder's embeddings; a server does not tell the scale that turns them into probabilities."""
+    """An encoder, as `foveal.models.Encoder`; `logit_scale` is NaN where the server does not tell it."""
+
+    def __init__(self, client: Client, card: ModelCard) -> None:
+        super().__init__(client, card)
+        self.dimension = card.dimension or 0
+        self.logit_scale = math.nan if card.logit_scale is None else card.logit_scale
 
     def encode_images(self, images: Sequence[Image]) -> FloatArray:
-        """(N, D) float32, unit length, each image in a request of its own."""
-        rows: list[FloatArray] = []
-        for image in images:
-            part = ContentPart(type="image_url", image_url=ImageUrl(url=f"data:image/png;base64,{picture(image)}"))
-            asked = EmbeddingRequest(messages=[Message(content=[part])], model=self.card.id)
-            rows.append(np.asarray(self.client.send(asked).data[0].embedding, dtype=np.float32))
-        return np.stack(rows)
+        """(N, D) float32, unit length, each image in a request of its own, several on their way at once.
+
+        Raises:
+            Unavailable: nobody answers, or after several images another model is there.
+        """
+        if len(images) == 1:  # what is timed: one request and nothing else
+            return self._image(images[0])
+        with ThreadPoolExecutor(AT_ONCE, "embed") as pool:
+            return self._whole(list(pool.map(self._image, images)))
+
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """(N, D) float32, unit length; raises as `encode_images`."""
+        parts = [list(texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
+        return self._whole([self._vectors(EmbeddingRequest(input=part)) for part in parts])
+
+    def _image(self, image: Image) -> FloatArray:
+        part = ContentPart(type="image_url", image_url=ImageUrl(url=f"data:image/png;base64,{picture(image)}"))
+        return self._vectors(EmbeddingRequest(messages=[Message(content=[part])]))
+
+    def _vectors(self, request: EmbeddingRequest) -> FloatArray:
+        answer = self.client.send(request.model_copy(update={"model": self.card.id}))
+        ordered = sorted(answer.data, key=lambda one: one.index)
+        return np.asarray([one.embedding for one in ordered], dtype=np.float32)
+
+    def _whole(self, parts: Sequence[FloatArray]) -> FloatArray:
+        """All parts, if the model that made them is still there: answers do not say whose they are."""
+        if self.fingerprint not in [card.fingerprint for card in self.client.models() if card.id == self.card.id]:
+            raise Unavailable(f"{self.client.url} has loaded another model since this began", remedy="Start it again.")
+        return np.concatenate(parts) if parts else np.zeros((0, self.dimension), np.float32)
 
 
 Served = ServedDetector | ServedOpenDetector | ServedVLM | ServedEncoder

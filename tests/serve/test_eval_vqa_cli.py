@@ -26,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def url(base: str) -> Iterator[str]:
     with running(create_app(models={"small": load_vlm(base), "talker": ColourTalker()})) as address:
-        yield f"{address}/v1"
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ from fastapi import FastAPI
 
 from evals.results import read
 from foveal import world
-from foveal.client import Client
-from foveal.errors import BadInput
+from foveal.errors import BadInput, Unavailable
 from foveal.models import Encoder, load_encoder
-from foveal.remote_encoder import RemoteEncoder
+from foveal.served import ServedEncoder, connect
 from serve.app import create_app
 from serve.server import running
 from tests.command import foveal
@@ -40,10 +39,16 @@ def url(local: Encoder) -> Iterator[str]:
         yield address
 
 
+def served(url: str) -> ServedEncoder:
+    found = connect(url, ["encoder"])
+    assert isinstance(found, ServedEncoder)
+    return found
+
+
 def test_it_embeds_as_the_model_does(url: str, local: Encoder) -> None:
-    remote = RemoteEncoder(Client(url))
+    remote = served(url)
     assert isinstance(remote, Encoder)
-    for name in ("name", "fingerprint", "dimension", "logit_scale"):
+    for name in ("fingerprint", "dimension", "logit_scale"):
         assert getattr(remote, name) == getattr(local, name)
     images = [draw((colour, BOX), size=(64 + number, 48)) for number, colour in enumerate([*COLOURS] * 5)]
     np.testing.assert_allclose(remote.encode_images(images), local.encode_images(images), atol=1e-5)
@@ -63,15 +68,14 @@ def test_a_server_is_measured_like_its_model(url: str, tiny: str, tmp_path: Path
         assert shown.code == 0, shown.err
         figures[name] = shown.json
     assert figures["served"] == pytest.approx(figures["local"], abs=1e-6)
-    served, own = read(tmp_path / "served.json"), read(tmp_path / "local.json")
-    assert served.subject.reference == url
-    assert served.subject.fingerprint == own.subject.fingerprint
-    assert (served.subject.licence, served.subject.megabytes) == (None, None)
+    remote, own = read(tmp_path / "served.json").subject, read(tmp_path / "local.json").subject
+    assert (remote.reference, remote.fingerprint) == (url, own.fingerprint)
+    assert (remote.licence, remote.megabytes) == (None, None)
 
 
 def test_a_server_without_an_encoder_is_told() -> None:
     with running(create_app(detector=ColourDetector())) as address, pytest.raises(BadInput, match="serves no encoder"):
-        RemoteEncoder(Client(address))
+        served(address)
 
 
 def test_another_model_in_between_is_noticed() -> None:
@@ -81,8 +85,18 @@ def test_another_model_in_between_is_noticed() -> None:
     model = Changing()
     app: FastAPI = create_app(encoder=model)
     with running(app) as address:
-        remote = RemoteEncoder(Client(address))
+        remote = served(address)
         assert len(remote.encode_texts(["red"])) == 1
         model.fingerprint = "f" * 64
-        with pytest.raises(BadInput, match=r"changed its model while it was measured.*ffffffffffff"):
+        with pytest.raises(Unavailable, match="has loaded another model since this began"):
             remote.encode_texts(["red"])
+
+
+def test_a_server_that_does_not_tell_its_scale_is_refused(tmp_path: Path) -> None:
+    class Silent(ColourEncoder):
+        logit_scale = None  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+    world.write(tmp_path / "site", "site", 1, workers=1)
+    with running(create_app(encoder=Silent())) as address:  # pyright: ignore[reportArgumentType]
+        shown = foveal("eval", "zero-shot", "--data", str(tmp_path / "site"), "--encoder", address)
+    assert "does not tell the scale of its encoder" in shown.error
