@@ -66,7 +66,7 @@ def keep(
     typer.echo(f"kept in {path}; look at {page}", err=True)
 
 
-def _encoder(reference: str) -> Encoder:
+def encoder_of(reference: str) -> Encoder:
     """What a reference names as an encoder; a server is asked with the key in FOVEAL_API_KEY.
 
     Raises:
@@ -100,7 +100,7 @@ def eval_retrieval(
     from evals.retrieval import measure
     from foveal.dataset import Dataset
 
-    dataset, watch, model = Dataset.open(data), Stopwatch(), _encoder(encoder)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), encoder_of(encoder)
     measured = measure(model, dataset, progress=live_progress())
     keep("retrieval", watch, measured, encoder, model, data, dataset, out, name)
     emit(measured.figures, json_)
@@ -122,7 +122,7 @@ def eval_zero_shot(
     from evals.zero_shot import measure
     from foveal.dataset import Dataset
 
-    dataset, watch, model = Dataset.open(data), Stopwatch(), _encoder(encoder)
+    dataset, watch, model = Dataset.open(data), Stopwatch(), encoder_of(encoder)
     measured = measure(model, dataset, progress=live_progress())
     keep("zero-shot", watch, measured, encoder, model, data, dataset, out, name)
     emit(measured.figures, json_)
@@ -152,7 +152,7 @@ def eval_few_shot(
     from foveal.dataset import Dataset
 
     numbers, dataset, asked = _numbers(shots), Dataset.open(data), None if test is None else Dataset.open(test)
-    watch, model = Stopwatch(), _encoder(encoder)
+    watch, model = Stopwatch(), encoder_of(encoder)
     measured = measure(model, dataset, asked, numbers, seeds, progress=live_progress())
     settings, both, source = {"shots": numbers, "seeds": seeds}, None, data
     if asked is not None and out is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from foveal.errors import BadInput
-from foveal.eval_cli import ResultFile, ResultName, keep
+from foveal.eval_cli import EncoderOrServer, ResultFile, ResultName, encoder_of, keep
 from foveal.options import DEFAULT_ENCODER, EncoderRef, live_progress
 from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def robustness(
     data: Annotated[str, typer.Option("--data", metavar="SOURCE", help="Images with labels, boxes or captions.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
+    encoder: EncoderOrServer = DEFAULT_ENCODER,
     task: Annotated[
         Literal["zero-shot", "retrieval"], typer.Option(help="What an encoder is measured on.")
     ] = "zero-shot",
@@ -86,7 +86,7 @@ def _task(
 ) -> tuple[str, Any, Task]:
     """(reference, model, what is measured of it)"""
     from evals.robustness import detecting, naming, searching
-    from foveal.models import load_detector, load_encoder, load_open_detector
+    from foveal.models import load_detector, load_open_detector
 
     if detector is not None and open_detector is not None:
         raise BadInput("there must be one thing to measure", expected="--detector or --open-detector, not both")
@@ -96,14 +96,14 @@ def _task(
     if open_detector is not None:
         opened, prompts = load_open_detector(open_detector), list(dataset.classes)
         return open_detector, opened, detecting(lambda images: opened.detect(images, prompts, 0.001))
-    model = load_encoder(encoder)
+    model = encoder_of(encoder)
     return encoder, model, naming(model) if task == "zero-shot" else searching(model)
 
 
 def shift(
     reference: Annotated[str, typer.Argument(metavar="REFERENCE", help="Images as they were.")],
     data: Annotated[str, typer.Argument(metavar="DATA", help="Images as they are now.")],
-    encoder: EncoderRef = DEFAULT_ENCODER,
+    encoder: EncoderOrServer = DEFAULT_ENCODER,
     detector: Annotated[
         str | None, typer.Option(metavar="REF", help="Compare this detector's answers on both too.")
     ] = None,
@@ -119,11 +119,11 @@ def shift(
     from evals.results import Stopwatch, result_path
     from evals.shift import measure, pair
     from foveal.dataset import Dataset
-    from foveal.models import load_detector, load_encoder
+    from foveal.models import load_detector
 
     if out is not None:
         result_path(out)
-    watch, model = Stopwatch(), load_encoder(encoder)
+    watch, model = Stopwatch(), encoder_of(encoder)
     images = pair(Dataset.open(reference), Dataset.open(data))
     answers = None if detector is None else load_detector(detector, registry).detect
     measured = measure(model, images, answers, progress=live_progress())

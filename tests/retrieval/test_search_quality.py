@@ -161,7 +161,7 @@ def test_what_is_kept_gives_the_figures_again(
     assert "it never says that nothing matches" in shown.err
     result = read(out)
     assert [item.split()[0] for item in result.items["id"]] == ["text"] * 5 + ["image"] * 4
-    assert result.data.images == 40
+    assert (result.data.images, shown.json["judged"]) == (40, 1)  # where nothing is relevant, no hit is judged
     for name, figure in measures_of(result).items():
         assert figure.of(result.items, np.ones((1, 9)))[0] == pytest.approx(shown.json[name]), name
     assert {"index_recall", "precision", "recall", "ndcg", "right_refusals", "false_refusals"} <= set(
