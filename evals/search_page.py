@@ -92,7 +92,7 @@ def _refusals(report: Report, figures: Mapping[str, Any], items: Items, samples:
     ):
         if name in figures:
             count = sum(value is not None for value in items[name.removesuffix("s")])
-            low, high = figures[f"{name}_low"], figures[f"{name}_high"]
+            low, high = figures["intervals"][name]
             note = f"of {count:,} texts that {of}; 95%: {low:.1%} to {high:.1%}"
             tiles.append((label, f"{figures[name]:.1%}", note, None))
     if "refusal_precision" in figures:

@@ -109,7 +109,8 @@ def measure(
     index finds; `precision` of the first k hits, `recall` (of the relevant images as many as k can hold), `ndcg` with
     gains of 0 and 1, and `first_right`, all by ranking alone, refused or not, and where only some images were judged
     over those (condensed lists, Sakai 2007); `right_refusals`, of texts that nothing answers, and `false_refusals`, of
-    those that something does, with 95% Wilson intervals, and `refusal_precision`, the share of refusals that are right.
+    those that something does, with 95% Wilson `intervals` [low, high]; and `refusal_precision`, the share of refusals
+    that are right.
     Items, one a query; images of the archive are only asked of the index.
 
     Raises:
@@ -226,15 +227,17 @@ def _figures(items: Mapping[str, list[Any]], k: int) -> dict[str, Any]:
     for name in ("index_recall", "precision", "recall", "ndcg", "first_right"):
         if values := [value for value in items[name] if value is not None]:
             figures[name] = float(np.mean(values))
+    intervals: dict[str, list[float]] = {}
     for column, name in (("right_refusal", "right_refusals"), ("false_refusal", "false_refusals")):
         if values := [value for value in items[column] if value is not None]:
-            low, high = wilson(sum(values), len(values))
-            figures |= {name: float(np.mean(values)), f"{name}_low": low, f"{name}_high": high}
+            figures[name] = float(np.mean(values))
+            intervals[name] = list(wilson(sum(values), len(values)))
     refused = sum(value or 0 for value in items["known_refusal"])
     if refused:
         figures["refusal_precision"] = sum(value or 0 for value in items["refused_rightly"]) / refused
     judged = sum(value is not None for value in items["precision"])
-    return {**figures, "k": k, "queries": len(items["id"]), "judged": judged}
+    counts = {"k": k, "queries": len(items["id"]), "judged": judged}
+    return {**figures, **counts, **({"intervals": intervals} if intervals else {})}
 
 
 def _keep(items: dict[str, list[Any]], row: Mapping[str, Any]) -> None:

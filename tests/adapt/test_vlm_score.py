@@ -21,6 +21,7 @@ from tests.command import foveal
 from tests.tiny_vlm import tiny_vlm
 
 COLOURS = ("red", "blue")
+TALK = (("human", "Which?"), ("gpt", "red"), ("human", "Sure?"), ("gpt", "yes"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,18 @@ def test_items_say_what_was_asked_and_answered(asked: tuple[TransformersVLM, Dia
         "count": 5,
     }
     assert measured.slices == {"question": ["which colour?", "which colour?", "is it", None, None]}
+
+
+def test_later_questions_come_after_the_true_turns_before_them(
+    base: str, data: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = [{"from": who, "value": text} for who, text in TALK]
+    file = data[0].parent / "talk.jsonl"
+    file.write_text(json.dumps({"image": "red.png", "conversations": talk}) + "\n")
+    vlm, heard = load(base), list[tuple[tuple[str, str], ...]]()
+    monkeypatch.setattr(vlm, "replies", lambda asked, most: [heard.append(one[1]) or "no" for one in asked])
+    assert evaluate(vlm, open_dialogues([file])).items["question"] == ["Which?", "Sure?"]
+    assert heard == [(), (("Which?", "red"),)]
 
 
 def test_an_adaptation_sees_the_same(asked: tuple[TransformersVLM, Dialogues]) -> None:
