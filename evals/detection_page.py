@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,14 @@ from evals.mistakes import KINDS, Mistake, mistakes
 from evals.report import Cell, Link, Report
 from evals.results import Result
 from foveal.dataset import Sample
-from foveal.detections import Detections
+from foveal.detections import Detections, pairwise_iou
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 IOUS = {0: "IoU 0.50", 5: "IoU 0.75", 8: "IoU 0.90"}  # by their place among COCO's thresholds
-CASES = 3  # pictures a kind of mistake
+CASES = 5  # pictures a kind of mistake
+NEAR = 0.1  # overlap from which two boxes have to do with each other
 MEANING = {
     "class": "Well placed, but called something else.",
     "localisation": "Of the right class, but overlapping its object by less than a half.",
@@ -146,7 +150,8 @@ def _worst(
     report: Report, result: Result, samples: Samples, found: list[tuple[str, Mistake]], threshold: float
 ) -> None:
     report.section(
-        "Worst mistakes", "The surest false alarms and the largest misses: left what is there, right what was said."
+        "Worst mistakes",
+        "The surest false alarms, with what is there, and the largest misses, with what was said of them.",
     )
     predicted = _predicted(result, threshold)
     for kind in KINDS:
@@ -159,19 +164,35 @@ def _worst(
         total = sum(mistake.kind == kind for _, mistake in found)
         shown = f"{total} in all" if total <= CASES else f"{len(cases)} of {total}"
         report.heading(f"{kind.capitalize()}: {shown}", MEANING[kind], anchor=f"mistakes-{kind}")
-        for id, mistake in cases.items():
-            known, said = _truth(samples[id]), predicted[id]
-            panels = {"truth": known, "predicted": said}
-            if kind == "missed":
-                panels = {"missed": _alone(known, mistake), "predicted": said}
-            else:
-                panels = {"truth": known, "the mistake": _alone(said, mistake)}
-            report.boxes(samples[id].image(), panels, f"{mistake.words} · {id}")
+        report.tiles(
+            (
+                *_around(samples[id].image(), _involved(mistake, _truth(samples[id]), predicted[id])),
+                f"{mistake.words} · {id}",
+            )
+            for id, mistake in cases.items()
+        )
 
 
-def _alone(boxes: Detections, mistake: Mistake) -> Detections:
-    """The one box that the mistake is about."""
-    near = np.abs(boxes.boxes - np.asarray(mistake.box, np.float32)).sum(axis=1)
-    same = np.array([name == mistake.label for name in boxes.label_names])
-    rows = np.flatnonzero(same & (near < 0.01))[:1]
-    return replace(boxes[rows], masks=None)
+def _involved(mistake: Mistake, known: Detections, said: Detections) -> Detections:
+    """The box that a mistake is about, and what overlaps it: what is there or, of a miss, what was said."""
+    box = np.asarray([mistake.box], np.float32)
+    missed = mistake.kind == "missed"
+    others = said if missed else known
+    near = np.flatnonzero(pairwise_iou(others.boxes, box)[:, 0] > NEAR) if len(others) else np.zeros(0, np.int64)
+    names = [mistake.label, *(others.label_names[i] if missed else f"is: {others.label_names[i]}" for i in near)]
+    scores = [1.0 if missed else mistake.score, *(float(others.scores[i]) if missed else 1.0 for i in near)]
+    return Detections.build(np.concatenate([box, others.boxes[near]]), scores, names, list(dict.fromkeys(names)))
+
+
+def _around(image: Image, boxes: Detections) -> tuple[Image, Detections]:
+    """The part of a picture that shows the boxes and as much around them, with the boxes in its pixels."""
+    x1, y1 = boxes.boxes[:, :2].min(axis=0).tolist()
+    x2, y2 = boxes.boxes[:, 2:].max(axis=0).tolist()
+    side = min(max(image.size), max(2 * max(x2 - x1, y2 - y1), max(image.size) / 3))
+    left = min(max(0, (x1 + x2 - side) / 2), max(0, image.width - side))
+    top = min(max(0, (y1 + y2 - side) / 2), max(0, image.height - side))
+    part = image.crop(
+        (round(left), round(top), round(min(image.width, left + side)), round(min(image.height, top + side)))
+    )
+    moved = boxes.boxes - np.array([round(left), round(top)] * 2, dtype=np.float32)
+    return part, replace(boxes, boxes=moved)

@@ -5,9 +5,9 @@ Each task has a section of its own in `SECTIONS`; a result of any other task sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -27,9 +27,13 @@ from evals import (
 from evals.measures import measures_of
 from evals.report import Cell, Report
 from evals.results import Result
-from evals.zero_shot import piece
 from foveal.dataset import Dataset, Sample
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+AROUND = 0.3  # of a box's sides, shown around it
+CLASSES = 25  # in a matrix of confusions
 WORST = 12  # pictures in a gallery of mistakes
 FEWEST = 5  # items in a slice below which its figures are mostly chance
 
@@ -102,16 +106,42 @@ def _named(report: Report, result: Result, samples: Samples) -> None:
         confused[pair] = confused.get(pair, 0) + 1
     report.section("Mistakes", "What is taken for what, and where the model was surest and wrong.")
     common = sorted(confused.items(), key=lambda entry: -entry[1])[:WORST]
+    _confusion(report, items["class"], items["said"])
     report.table(("is", "was called", "times"), [(truth, said, count) for (truth, said), count in common])
     worst = sorted(wrong, key=lambda i: -float(items["confidence"][i]))
     shown = [i for i in worst if items["image"][i] in samples][:WORST]
     report.gallery(
         (
-            piece(samples[items["image"][i]], items["id"][i]),
+            _piece(samples[items["image"][i]], items["id"][i]),
             f"{items['class'][i]}, called {items['said'][i]} at {items['confidence'][i]:.2f}",
         )
         for i in shown
     )
+
+
+def _piece(sample: Sample, id: str) -> Image:
+    """What was named: a box of the picture with some of what is around it, or all of it."""
+    whole, (_, _, number) = sample.image(), id.rpartition("#")
+    if sample.truth is None or not id.startswith(f"{sample.id}#") or int(number) >= len(sample.truth):
+        return whole
+    x1, y1, x2, y2 = sample.truth.boxes[int(number)].tolist()
+    dx, dy = AROUND * (x2 - x1), AROUND * (y2 - y1)
+    right, low = min(whole.width, x2 + dx), min(whole.height, y2 + dy)
+    return whole.crop((int(max(0, x1 - dx)), int(max(0, y1 - dy)), int(right), int(low)))
+
+
+def _confusion(report: Report, truth: Sequence[str], said: Sequence[str]) -> None:
+    """The matrix of the classes that are most often confused, or of all where they are few."""
+    from evals import plots
+
+    names, place = np.unique(np.array([*truth, *said]), return_inverse=True)
+    counts = np.zeros((len(names), len(names)), dtype=np.int64)
+    np.add.at(counts, (place[: len(truth)], place[len(truth) :]), 1)
+    off = counts - np.diag(np.diag(counts))
+    shown = np.sort(np.argsort(-(off.sum(axis=0) + off.sum(axis=1)), kind="stable")[:CLASSES])
+    least = "" if len(names) <= CLASSES else f", the {CLASSES} classes that are confused most"
+    figure = plots.confusion(counts[np.ix_(shown, shown)], names[shown].tolist())
+    report.plot(figure, f"What is called what{least}; squares are shares of a row")
 
 
 def _searched(report: Report, result: Result, samples: Samples) -> None:

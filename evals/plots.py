@@ -176,6 +176,26 @@ def path(
     return figure
 
 
+def confusion(counts: npt.NDArray[Any], names: Sequence[str]) -> Figure:
+    """What is called what: `counts` (K, K) of items of class row that were called class column.
+
+    A square is as large as its share of the row; on the diagonal the class was recognised.
+    """
+    share = np.asarray(counts, dtype=np.float64) / np.maximum(np.asarray(counts).sum(axis=1, keepdims=True), 1)
+    size = len(names)
+    side = max(3.3, 0.27 * size + 1.6)
+    figure, axes = _axes(width=side + 0.7, height=side)
+    cell = (72 * (side - 1.6) / size * 0.86) ** 2  # points squared, of a full square
+    for right, colour in ((True, COLOUR[0]), (False, COLOUR[1])):
+        row, column = np.nonzero((share > 0) & (np.eye(size, dtype=bool) == right))
+        axes.scatter(column, row, s=cell * share[row, column], marker="s", color=colour, linewidths=0)
+    labels = [_plain(name) for name in names]
+    axes.set(xlabel="was called", ylabel="is", xlim=(-0.6, size - 0.4), ylim=(size - 0.4, -0.6), aspect="equal")
+    axes.set_xticks(range(size), labels, rotation=90, fontsize=8.5)
+    axes.set_yticks(range(size), labels, fontsize=8.5)
+    return figure
+
+
 def points(groups: Mapping[str, tuple[Numbers, Numbers]]) -> Figure:
     """Groups of points (x, y), each (T,), on axes whose numbers mean nothing: a projection of embeddings."""
     figure, axes = _axes(height=4.0)

@@ -191,6 +191,15 @@ class Report:
         )
         return self._add("gallery", "".join(cells))
 
+    def tiles(self, items: Iterable[tuple[Image, Detections, str]]) -> Report:
+        """Thumbnails with boxes drawn on them, and captions."""
+        cells = (
+            f"<figure>{look.boxes_svg(image.size, found, href=look.data_uri(image), alt=caption, weight=1.3)}"
+            f'<figcaption title="{escape(caption)}">{escape(caption)}</figcaption></figure>'
+            for image, found, caption in items
+        )
+        return self._add("gallery", "".join(cells))
+
     def hits(
         self,
         query: str,

@@ -100,7 +100,8 @@ def judge_boxes(asked: Detect, found: Detections, image: str | None = None) -> S
         demands.append((overlap < place.iou, place.iou - overlap, told))
     failed = [reason for held, _, reason in demands if not held]
     worst = min(demands, key=lambda demand: (demand[0], demand[1]))
-    shown = found[found.scores >= asked.score / 2][:SHOWN_BOXES]
+    least = asked.score if not failed else asked.score / 2  # what almost was there explains a failure
+    shown = found[(found.scores >= least) & np.isin(names, asked.classes)][:SHOWN_BOXES]
     return Seen(
         not failed,
         worst[1],

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from evals.report import Cell, Mark, Report, State
 from evals.results import Result
 from foveal.dataset import Sample
 from foveal.detections import Detections
 
-FAILED_SHOWN = 3  # worst pictures of a case that fails; one of a case that holds
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FAILED_SHOWN = 3  # worst pictures of a case that fails
 ORDER = {"fails": 0, "flaky": 1, "holds": 2}
 SEVERITY = {"blocker": 0, "major": 1, "minor": 2}
 STATES: dict[str, State] = {"fails": "bad", "flaky": "warn", "holds": "good"}
@@ -44,7 +47,23 @@ def section(report: Report, result: Result, samples: Mapping[str, Sample]) -> No
     report.table(("verdict", "case", "severity", "expected", "seen", "margin", "owner"), rows, stack=True)
     report.section("Cases", "Each case as the picture that decides it; of cases that fail, the worst.")
     for i in order:
-        _case(report, items, i, Mark(words[i], STATES[words[i]]), str(severity[i]), samples)
+        if not _small(items, i, samples):
+            _case(report, items, i, Mark(words[i], STATES[words[i]]), str(severity[i]), samples)
+    report.tiles(_tile(items, i, samples) for i in order if _small(items, i, samples))
+
+
+def _small(items: Mapping[str, list[Any]], i: int, samples: Mapping[str, Sample]) -> bool:
+    """Whether a case holds each time and has a picture: then a small one says enough."""
+    return bool(items["passed"][i]) and any(one["image"] in samples for one in items["seen"][i])
+
+
+def _tile(items: Mapping[str, list[Any]], i: int, samples: Mapping[str, Sample]) -> tuple[Image, Detections, str]:
+    one = next(one for one in items["seen"][i] if one["image"] in samples)
+    return (
+        samples[one["image"]].image(),
+        _drawn(one, sorted(set(one.get("labels", [])))),
+        f"{items['id'][i]}: {one['reason']}",
+    )
 
 
 def _word(items: Mapping[str, list[Any]], i: int) -> str:
@@ -60,7 +79,7 @@ def _case(
 ) -> None:
     title, note = items["id"][i], f"{severity}: {items['why'][i]}"
     shown = [one for one in items["seen"][i] if one["image"] in samples]
-    shown = shown[: 1 if items["passed"][i] else FAILED_SHOWN]
+    shown = shown[:FAILED_SHOWN]
     expected = cast("dict[str, Any]", items["expected"][i])
     if not shown:
         report.table(

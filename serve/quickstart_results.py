@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ def keep(
     model: Any,
     data: tuple[str, Dataset],
     watch: Stopwatch,
-    **settings: Any,
+    settings: Mapping[str, Any] | None = None,
 ) -> Result:
     """Writes a result under its task's name; `data` is a split and what was read of it."""
     split, dataset = data

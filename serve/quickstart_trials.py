@@ -29,6 +29,7 @@ SEVERITY = 3
 PICTURES = 60  # that are corrupted
 TRIALS = ("calibration", "robustness", "scenarios", "speed")
 EVERYTHING = 0.001
+REPEATS = 2  # of each case, to see whether it is flaky
 SHOWN = 0.3  # score from which a case counts a box
 APART = 0.2  # overlap with other objects up to which an object stands alone
 
@@ -37,14 +38,19 @@ def tried(run: Run, detection: Result, model: Detector, reference: str) -> None:
     """All of them, each kept under its task's name; what cannot be measured on so little is told and left out."""
     test = run.truth("test")
     some = test.subset(range(min(PICTURES, len(test))))
-    trials: dict[str, tuple[Dataset, Callable[[], Measured]]] = {
-        "calibration": (test, lambda: calibrate.measure(calibrate.outcomes(detection))),
-        "robustness": (some, lambda: _worse(run, some, model)),
-        "scenarios": (test, lambda: _cases(run, test, model)),
-        "speed": (test, lambda: _timed(test, reference)),
+    asked = _request(test, reference)
+    trials: dict[str, tuple[Dataset, Callable[[], Measured], dict[str, Any]]] = {
+        "calibration": (test, lambda: calibrate.measure(calibrate.outcomes(detection)), {}),
+        "robustness": (some, lambda: _worse(run, some, model), {"corruption": CORRUPTIONS, "severity": [SEVERITY]}),
+        "scenarios": (test, lambda: _cases(run, test, model), {"repeats": REPEATS}),
+        "speed": (
+            test,
+            lambda: speed.measure(speed.time_model(asked)),
+            asked.model_dump(exclude={"images", "reference"}),
+        ),
     }
     for task in TRIALS:
-        data, measure = trials[task]
+        data, measure, settings = trials[task]
         (folder(run, "candidate") / f"{task}.json").unlink(missing_ok=True)
         watch = Stopwatch()
         try:
@@ -52,7 +58,7 @@ def tried(run: Run, detection: Result, model: Detector, reference: str) -> None:
         except BadInput as error:
             run.progress.note(f"no {task}: {error}")
             continue
-        keep(run, "candidate", task, measured, reference, model, ("test", data), watch)
+        keep(run, "candidate", task, measured, reference, model, ("test", data), watch, settings)
 
 
 def _worse(run: Run, some: Dataset, model: Detector) -> Measured:
@@ -61,10 +67,9 @@ def _worse(run: Run, some: Dataset, model: Detector) -> Measured:
     return robustness.measure(work, some, chosen, progress=run.progress)
 
 
-def _timed(test: Dataset, reference: str) -> Measured:
+def _request(test: Dataset, reference: str) -> Request:
     files = [str(sample.path) for sample in test.subset(range(min(20, len(test))))]
-    asked = Request(reference=reference, kind="detector", images=files, batches=[1, 8], calls=60, seconds=1.0)
-    return speed.measure(speed.time_model(asked))
+    return Request(reference=reference, kind="detector", images=files, batches=[1, 8], calls=60, seconds=1.0)
 
 
 def _cases(run: Run, test: Dataset, model: Detector) -> Measured:
@@ -76,7 +81,7 @@ def _cases(run: Run, test: Dataset, model: Detector) -> Measured:
     suite = load(path)
     suite.write_lock()
     subjects = Subjects(detect=model.detect, classes=tuple(model.classes))
-    return scenarios.measure(suite, subjects, repeats=2, progress=run.progress)
+    return scenarios.measure(suite, subjects, repeats=REPEATS, progress=run.progress)
 
 
 def _case(kind: str, sample: str, box: list[float]) -> dict[str, Any]:
