@@ -69,7 +69,7 @@ def test_an_app_that_cannot_start_is_reported() -> None:
         serve(FastAPI(lifespan=failing), port=0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_ends_it_cleanly(number: signal.Signals) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, "0"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
