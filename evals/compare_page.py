@@ -29,12 +29,13 @@ def table(baseline: str, comparisons: Mapping[str, Comparison]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=f"Against {baseline}", title_justify="left", box=None, pad_edge=False)
+    one = len(comparisons) == 1
+    title = f"Against {baseline}" + (f": {next(iter(comparisons))}" if one else "")
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("figure", overflow="fold")
     shown.add_column("before", justify="right")
-    one = len(comparisons) == 1
     for name in comparisons:
-        shown.add_column(name, justify="right", overflow="fold")
+        shown.add_column("after" if one else name, justify="right", overflow="fold")
         shown.add_column("difference [95%]", no_wrap=one)
     for extra in ("p", "detectable", "") if one else ():
         shown.add_column(extra, justify="right" if extra else "left")
@@ -43,10 +44,10 @@ def table(baseline: str, comparisons: Mapping[str, Comparison]) -> Table:
         first = next(change for change in changes if change is not None)
         if "." in figure:  # figures of a class and the like have room on the page
             continue
-        cells = [Text(figure), Text(f"{first.before:.4g}")]
+        cells = [Text(figure.replace("_", " ")), Text(_number(first.before))]
         for change in changes:
             style = STYLES[change.verdict] if change else ""
-            cells += [Text(f"{change.after:.4g}" if change else "-"), Text(_between(change), style=style)]
+            cells += [Text(_number(change.after) if change else "-"), Text(_between(change), style=style)]
         if one:
             found = first.interval
             numbers = (f"{found.p:.2g}", f"{found.detectable:.2g}") if found else ("-", "-")
@@ -223,6 +224,10 @@ def _caption(comparison: Comparison, row: int) -> str:
     if "said" in before and "said" in after:
         return f"{truth}: {before['said'][row]} before, {after['said'][row]} now"
     return str(truth)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _between(change: Change | None) -> str:
