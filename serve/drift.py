@@ -7,6 +7,7 @@ And pictures that are embedded, with every twentieth that is detected in, are he
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ from serve.metrics import Metrics
 WINDOW = 1000  # pictures that are looked back on
 FIRST = 500  # pictures that make a reference where a model brings none
 LEAST = 100  # pictures before a figure is told, and images of an archive before it has regions
-EVERY = 20  # of the pictures that are detected in, one is embedded too
+EVERY = 20  # of the pictures that are detected in, one is embedded too,
+APART = 1.0  # but not within so many seconds: an encoder may cost ten times what a small detector does
 GROWN = 2.0  # times the images that an archive had when its regions were learnt
 
 
@@ -72,7 +74,7 @@ class Drift:
     def __init__(self, archives: Mapping[str, Archive], metrics: Metrics) -> None:
         self._metrics = metrics
         self._watched: dict[str, _Answers | _Pictures] = {name: _Pictures(one) for name, one in archives.items()}
-        self._seen = 0
+        self._seen, self._embedded = 0, -APART
 
     def watch(self, name: str, archive: Archive) -> None:
         """From now on the pictures that an encoder sees are held beside this archive."""
@@ -94,7 +96,10 @@ class Drift:
     def due(self) -> bool:
         """Whether the picture at hand is one that should be embedded too."""
         self._seen += 1
-        return self._seen % EVERY == 0
+        if self._seen < EVERY or (now := time.monotonic()) < self._embedded + APART:
+            return False
+        self._seen, self._embedded = 0, now
+        return True
 
     def forget(self, name: str) -> None:
         """A model that is no longer asked has no figures."""
