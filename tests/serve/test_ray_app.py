@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 
 from distill.export import export
 from distill.train import train
@@ -45,6 +47,16 @@ def test_only_what_a_registry_names_by_an_alias_is_shared(ref: str) -> None:
 def test_fewer_replicas_at_most_than_at_least_are_refused() -> None:
     with pytest.raises(BadInput, match="most >= least"):
         build(RayLaunch(least=3, most=2))
+
+
+def test_the_shipped_configuration_is_what_is_built() -> None:
+    told = yaml.safe_load((Path(__file__).parents[2] / "deploy/ray/serve.yaml").read_text())
+    (application,) = told["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    launch = RayLaunch.model_validate(application["args"])
+    assert launch.keys is not None, "others reach it: never without keys"
+    assert build(launch) is not None
 
 
 SITES = ("artifact:yard@production", "artifact:hall@production")
