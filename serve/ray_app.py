@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,6 +63,7 @@ class RayLaunch(Launch):
     shared_most: int = Field(default=1, ge=1)
     shared_cpus: float = Field(default=1.0, gt=0)
     shared_gpus: float = Field(default=0.0, ge=0)
+    token: str = Field(default_factory=lambda: secrets.token_hex(8))  # of this start, which its replicas have in common
     versions: int = Field(default=3, ge=1)  # that a replica of the shared detectors keeps in memory
 
 
@@ -105,8 +107,8 @@ class Front:
 
     def _started(self, launch: RayLaunch, held: DeploymentHandle[Any] | None) -> FastAPI:
         gather = self._open.enter_context(logs.writing(LOG_FORMAT))
-        together = Path(gettempdir()) / f"foveal-{serve.get_replica_context().app_name}"
-        together.mkdir(exist_ok=True)
+        together = Path(gettempdir()) / f"foveal-{launch.token}"
+        together.mkdir(mode=0o700, exist_ok=True)
         shared = {ref: _rollout(ref, launch, held) for ref in launch.shared if held is not None}
         context = launch.model_copy(update={"together": together}).application(shared, self._everyone)
         app = self._open.enter_context(context)
