@@ -23,6 +23,7 @@ from foveal.errors import BadInput, FovealError, IntegrityError, Unavailable
 from foveal.models import ModelRef
 from foveal.profile import Profile
 from foveal.runtime import usable_cores
+from foveal.sessions import onnx_session, openvino_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -251,15 +252,7 @@ def _card(text: str, path: Path) -> DetectorCard:
 
 def _start_onnx(path: Path, threads: int) -> tuple[Run, str, int | None]:
     """What runs the model, what its metadata says, and the side it sees where that is fixed."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    # Threads that spin while they wait take the cores from decoding and from other models: beside a second model the
-    # student answered 223 to 237 images/s with spinning and 382 to 400 without, alone as many either way.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session: Any = ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path.read_bytes(), threads)
 
     def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
         boxes, scores = session.run(["boxes", "scores"], {"images": images})
@@ -276,11 +269,9 @@ def _start_openvino(path: Path, threads: int) -> tuple[Run, str, int | None]:
     except ImportError as error:
         raise Unavailable("openvino is not installed", remedy="pip install 'foveal[openvino]'") from error
     core: Any = ov.Core()
-    # Without the hint, CPUs with bfloat16 units would round silently, and the parity check would not speak for them.
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     model = core.read_model(path)
     told = str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else ""
-    compiled = core.compile_model(model, "CPU", config)
+    compiled = core.compile_model(model, "CPU", openvino_settings(threads))
 
     def run(images: FloatArray) -> tuple[FloatArray, FloatArray]:
         answer = compiled.create_infer_request().infer({"images": images})

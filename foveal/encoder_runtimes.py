@@ -17,6 +17,7 @@ from foveal.encoders import TorchEncoder
 from foveal.errors import FovealError, Unavailable
 from foveal.quiet import quiet
 from foveal.runtime import usable_cores
+from foveal.sessions import onnx_session, openvino_settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,7 +42,7 @@ class ConvertedEncoder:
     """
 
     def __init__(self, source: TorchEncoder, runtime: Literal["onnx", "openvino"]) -> None:
-        self.name, self.fingerprint, self.runtime = source.name, source.fingerprint, runtime
+        self.name, self.fingerprint = source.name, source.fingerprint
         self.dimension, self.logit_scale, self.image_side = source.dimension, source.logit_scale, source.image_side
         self._source = source
         images = probes(source.image_side or 224)
@@ -137,11 +138,7 @@ def _openvino(module: _Tower, example: tuple[Tensor, ...]) -> Run:
     except ImportError as error:
         raise Unavailable("openvino is not installed", remedy="pip install 'foveal[openvino]'") from error
     model = ov.convert_model(module, example_input=example)
-    # Without the hint, CPUs with bfloat16 units would round silently.
-    config = {
-        "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": usable_cores(), "INFERENCE_PRECISION_HINT": "f32",
-    }  # fmt: skip
-    compiled: Any = ov.Core().compile_model(model, "CPU", config)
+    compiled: Any = ov.Core().compile_model(model, "CPU", openvino_settings(usable_cores()))
 
     def run(inputs: Sequence[np.ndarray]) -> FloatArray:
         answer = compiled.create_infer_request().infer(dict(enumerate(inputs)))
@@ -156,13 +153,9 @@ def _onnx(module: _Tower, example: tuple[Tensor, ...]) -> Run:
     auto = torch.export.Dim.AUTO  # the batch, and the length of texts where the model leaves it open
     shapes = tuple({0: auto, 1: auto} if one.dim() == 2 else {0: auto} for one in example)
     program: Any = torch.onnx.export(module, example, dynamo=True, dynamic_shapes=(shapes,), verbose=False)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = usable_cores(), 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # see `foveal.detectors`
     wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     there = [name for name in wanted if name in ort.get_available_providers()]
-    session: Any = ort.InferenceSession(program.model_proto.SerializeToString(), options, providers=there)
+    session = onnx_session(program.model_proto.SerializeToString(), usable_cores(), there)
     names = [each.name for each in session.get_inputs()]
 
     def run(inputs: Sequence[np.ndarray]) -> FloatArray:

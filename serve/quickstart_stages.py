@@ -47,14 +47,13 @@ from serve.client_check import exercise
 from serve.quickstart_results import Side, keep
 from serve.quickstart_results import folder as results
 from serve.quickstart_settings import Run
-from serve.quickstart_trials import tried
+from serve.quickstart_trials import EVERYTHING, tried
 from serve.reviewing import ReviewJob
 
 NAME = "depot-student"
 ROUNDS = 5  # of timing
 ANSWER_TOKENS = 32  # enough for a box
 SHOWN_ANSWERS = 8
-EVERYTHING = 0.001  # score threshold below which average precision no longer changes
 
 
 def render(run: Run) -> dict[str, Any]:
