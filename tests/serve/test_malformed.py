@@ -29,6 +29,7 @@ from tests.serve.everything import LABELS, everything, scene
 
 SHAPE = {"type", "message", "expected", "received", "remedy"}
 IMAGE = picture(scene())
+PICTURED = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{IMAGE}"}}
 # What fields of these names are given, wherever they are.
 REAL: dict[str, tuple[Any, ...]] = {
     "image": (IMAGE, f"data:image/png;base64,{IMAGE}", "http://127.0.0.1:9/a.png"),
@@ -40,6 +41,7 @@ REAL: dict[str, tuple[Any, ...]] = {
     "action": ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED"),
     "label_config": (LABELS,),
     "schema": (LABELS,),
+    "messages": ([{"role": "user", "content": [{"type": "text", "text": "red?"}, PICTURED]}],),
     "data": ({"image": f"data:image/png;base64,{IMAGE}"},),
     "url": (f"data:image/png;base64,{IMAGE}", "http://127.0.0.1/a.png"),
     "filter": ("width > 2", None),
