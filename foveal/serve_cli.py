@@ -28,7 +28,14 @@ keys_app = typer.Typer(no_args_is_help=True, help="Who may ask a server what.")
 
 def serve(
     context: typer.Context,
-    archive: Annotated[Path | None, typer.Option("--archive", metavar="DIR", help="Archive to search.")] = None,
+    archive: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DIR|URI",
+            help="Archive to search, or milvus://HOST/NAME. Repeatable; requests that name none, and the pages, "
+            "search the first.",
+        ),
+    ] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
     open_detector: Annotated[
         str | None, typer.Option(metavar="REF", help="Detector that takes classes as text.")
@@ -133,7 +140,7 @@ def serve(
     from serve.launch import Launch
 
     launch = Launch(
-        archive=archive,
+        archives=tuple(archive or ()),
         detector=detector,
         open_detector=open_detector,
         vlms=tuple(vlm or ()),

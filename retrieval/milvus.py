@@ -17,6 +17,7 @@ import os
 from collections.abc import Collection as Container
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,16 @@ class MilvusArchive:
         place = Place.parse(str(uri), os.environ)
         rows = Collection(connect(place), place.collection)
         records = Records(rows)
-        settings = records.settings() if rows.exists() else None
+        settings = records.settings() if rows.load() else None
         if settings is None:
             shown = str(uri).partition("?")[0]  # without the token
             raise NoArchive(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
         return cls(place, rows, records, settings)
+
+    @property
+    def name(self) -> str:
+        """What a server calls it."""
+        return self.place.collection
 
     @property
     def encoder(self) -> str:
@@ -217,6 +223,10 @@ class MilvusArchive:
     def matching(self, filter: str) -> list[str]:
         """Ids of the images that a filter keeps, in no particular order; BadInput when it is none."""
         return [row["id"] for piece in self._rows.scan(self._expression(filter), ["id"]) for row in piece]
+
+    def some(self, count: int) -> list[str]:
+        """Ids of up to `count` images, the lowest ones."""
+        return [row["id"] for row in islice(self._scan(["id"]), count)]
 
     def items(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The named columns of those of `ids` that are here, by id; BadInput when there is no such column."""

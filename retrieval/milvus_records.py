@@ -42,7 +42,7 @@ class Records:
         self._columns: dict[str, str] = {}
 
     def create(self) -> None:
-        if not self._rows.exists():  # else a creation that was stopped has left it
+        if not self._rows.load():  # else a creation that was stopped has left it
             self._rows.create(FIELDS, len(UNUSED))
 
     # Settings.
@@ -53,7 +53,7 @@ class Records:
         Raises:
             BadInput: by a newer Foveal.
         """
-        if not self._rows.exists():
+        if not self._rows.load():
             return None
         found = self._rows.find([SETTINGS], ["value"]).get(SETTINGS)
         if found is None:

@@ -121,6 +121,13 @@ class Collection:
     def exists(self) -> bool:
         return bool(self.ask("has_collection"))
 
+    def load(self) -> bool:
+        """Whether it is there; a server that was started anew then has it in memory once this returns."""
+        if not self.exists():
+            return False
+        self.ask("load_collection")
+        return True
+
     def count(self, expression: str = "") -> int:
         """How many rows it has, or an expression keeps."""
         return int(self.ask("query", filter=expression, output_fields=["count(*)"])[0]["count(*)"])

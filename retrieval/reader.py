@@ -56,6 +56,11 @@ class Reader:
         self._filters: dict[tuple[tuple[int, ...], str], tuple[tuple[Subset, ...], int]] = {}
 
     @property
+    def name(self) -> str:
+        """What a server calls it."""
+        return self.path.name
+
+    @property
     def encoder(self) -> str:
         """The model reference of the encoder."""
         return self.settings.encoder
@@ -72,6 +77,15 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self.table())
+
+    def some(self, count: int) -> list[str]:
+        """Ids of up to `count` images, spread evenly over the archive; the same ones as long as nothing changes."""
+
+        def run(view: Snapshot) -> list[str]:
+            every = max(1, len(view.rows) // max(count, 1))
+            return view.table.take(view.rows[::every][:count], ["id"])["id"].to_pylist()
+
+        return self._steady(run)
 
     def quarantined(self) -> list[tuple[str, str]]:
         """Every file that could not be added so far, with the reason."""

@@ -43,6 +43,11 @@ class AnyArchive(Protocol):
     """What every archive can do. `retrieval.archive.Archive` says what is raised, and when."""
 
     @property
+    def name(self) -> str:
+        """What a server calls it."""
+        ...
+
+    @property
     def encoder(self) -> str:
         """The model reference of the encoder."""
         ...
@@ -110,6 +115,10 @@ class AnyArchive(Protocol):
 
     def items(self, ids: Sequence[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The named columns of those of `ids` that are here, by id."""
+        ...
+
+    def some(self, count: int) -> list[str]:
+        """Ids of up to `count` images, the same ones as long as nothing changes."""
         ...
 
     def quarantined(self) -> list[tuple[str, str]]:

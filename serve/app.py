@@ -1,6 +1,6 @@
 """The application: models and archives are handed in, routes and pages come out.
 
-app = create_app(archive=Archive.open("archive"), encoder=load_encoder("bundled:clip"))
+app = create_app(archive=open_archive("archive"), encoder=load_encoder("bundled:clip"))
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from distill.labeller import Labeller
 from foveal import __version__
 from foveal.errors import BadInput, FovealError
 from foveal.models import Detector, Encoder, OpenDetector, VisionLanguageModel, load_encoder
-from retrieval.archive import Archive
 from retrieval.blur import Blur
 from retrieval.memory import ExemplarMemory
 from retrieval.retention import Rule
 from retrieval.sources_web import Web
+from retrieval.stores import AnyArchive
 from serve import generations, middleware
 from serve.anylabeling import remote
 from serve.archive_routes import archive_api
@@ -59,7 +59,7 @@ COUNT_SECONDS = 5.0  # between writes of how often keys were used
 
 def create_app(
     *,
-    archive: Archive | Mapping[str, Archive] | None = None,
+    archive: AnyArchive | Mapping[str, AnyArchive] | None = None,
     encoder: Encoder | None = None,
     encoders: Callable[[str], Encoder] = load_encoder,
     detector: Detector | None = None,
@@ -86,7 +86,8 @@ def create_app(
     """A server over the given models.
 
     Args:
-        archive: one archive (served under its folder's name) or several by name; its encoder must be among the models.
+        archive: one archive (served under its folder's or collection's name) or several by name; its encoder must be
+            among the models.
         encoder, detector, open_detector, vlm, labeller, memory: served as `encoder`, `detector`, `open-detector`,
             `vlm`, `labeller` and `memory`, the default of its kind; a detector may be a `serve.versions.Rollout`.
         encoders: loads the encoder of an archive's next generation.
@@ -94,11 +95,11 @@ def create_app(
         pictures: where pictures that requests name by address may be fetched from; None: nowhere.
         corrections: where it is kept what annotators do in Label Studio; None: nowhere.
         review: a labelling job whose doubtful boxes the page *Review* shows.
-        jobs: where it is kept which pictures are to be fetched into archives; None: beside the first archive.
+        jobs: where it is kept which pictures are to be fetched into archives; None: in the first folder.
         keys: who may ask what; None: everyone everything.
         audit: where it is written who saw or changed what.
         blur: what is done to each picture that is taken in; None: nothing.
-        retain: how long the archives keep what; applied at the start and daily.
+        retain: how long archives in folders keep what; applied at the start and daily.
         cache_bytes: of answers of detectors that are given again, see `serve.result_cache`; 0: none.
         origins: web pages that may call the API from a browser, e.g. `https://tools.example.com`.
         traces: where spans go, see `serve.tracing`; None: nowhere.
@@ -106,7 +107,7 @@ def create_app(
         demo: also mount the pages *Search*, *Detect*, *Ask*, *Review*, *Curate* and *Models*, those that can work.
 
     Raises:
-        BadInput: a name is taken twice, or there is nothing to serve.
+        BadInput: a name is taken twice, there is nothing to serve, or rules for an archive that cannot keep to them.
         FingerprintMismatch: an archive was built with an encoder that is not here.
     """
     named: dict[str, Model] = {}
@@ -125,12 +126,17 @@ def create_app(
     if twice:
         raise BadInput(f"two models are named {twice[0]!r}", remedy="Give the one in `models` another name.")
     named |= models or {}
-    archives = {archive.path.name: archive} if isinstance(archive, Archive) else dict(archive or {})
+    archives = dict(archive or {}) if archive is None or isinstance(archive, Mapping) else {archive.name: archive}
     if not named and review is None:
         raise BadInput("there is nothing to serve", remedy="Give an archive with its encoder, or a detector.")
     limits = limits or Limits()
     metrics = Metrics()
     engine = Engine(named, archives, limits, metrics, Traces(traces), blur, cache_bytes)
+    if retain and (elsewhere := sorted(archives.keys() - engine.folders.keys())):
+        raise BadInput(
+            f"archive {elsewhere[0]!r} lies in a database, from which nothing is removed by its age",
+            remedy="Remove such images there, and leave --retain out.",
+        )
     for name, model in named.items():
         if name not in engine.rollouts:  # their versions come and go
             metrics.model.labels(name, kind_of(model), model.fingerprint).set(1)
@@ -139,9 +145,9 @@ def create_app(
     engine.web = replace(
         pictures.web or Web(()), most=limits.body_bytes, seconds=min(FETCH_SECONDS, limits.seconds / 2)
     )
-    if jobs is None and archives:
-        jobs = Jobs(next(iter(archives.values())).path / "jobs.sqlite")
-    runner = None if jobs is None else Runner(engine, jobs, engine.web)
+    if jobs is None and engine.folders:
+        jobs = Jobs(next(iter(engine.folders.values())).path / "jobs.sqlite")
+    runner = None if jobs is None else Runner(engine, jobs, engine.web, audit)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -155,7 +161,7 @@ def create_app(
                 tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
-            if archives:
+            if engine.folders:
                 tasks.start_soon(generations.follow, engine, encoders)
             yield
             tasks.cancel_scope.cancel()

@@ -35,6 +35,7 @@ from retrieval.query import EncodedQuery, SearchQuery, encode_together
 from retrieval.results import Results
 from retrieval.retention import Retained, Rule, retain
 from retrieval.sources_web import Web
+from retrieval.stores import AnyArchive
 from retrieval.uploaded import drop
 from serve import calls
 from serve.audit import note
@@ -84,7 +85,7 @@ class Engine:
     def __init__(
         self,
         models: Mapping[str, Model],
-        archives: Mapping[str, Archive],
+        archives: Mapping[str, AnyArchive],
         limits: Limits,
         metrics: Metrics,
         traces: Traces | None = None,
@@ -95,14 +96,14 @@ class Engine:
         self.blur = blur  # what is done to each picture that is taken in
         self.models, self.limits, self.metrics = dict(models), limits, metrics
         # Each stays with its generation until the next one's encoder is here, see `serve.generations`.
-        self.archives = {name: store.at(store.settings) for name, store in archives.items()}
+        self.archives = {name: _pinned(store) for name, store in archives.items()}
         self.web = Web(())  # where pictures that requests name by address come from
         self.fetching = anyio.CapacityLimiter(8)
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()
         self.encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
-        usual = {key: self.archives[name] for name, key in reversed(self.encoder_of.items())}
+        usual = {self.encoder_of[name]: store for name, store in reversed(self.folders.items())}
         self.drift = Drift(usual, metrics)
         self.background: set[asyncio.Task[Any]] = set()
         self.lanes: dict[str, Lane] = {}
@@ -121,7 +122,7 @@ class Engine:
         """A new lane for a model of this name."""
         return Lane(name, self.metrics, self.limits.seconds, self._traces)
 
-    def _maker(self, name: str, archive: Archive) -> str:
+    def _maker(self, name: str, archive: AnyArchive) -> str:
         encoders = {key: model for key, model in self.models.items() if kind_of(model) == "encoder"}
         for key, model in encoders.items():
             if model.fingerprint == archive.fingerprint:
@@ -153,7 +154,7 @@ class Engine:
             raise NotFound(f"this server has no {what}", remedy=f"Start it with one: foveal serve --{option} REF")
         raise NotFound(f"no {what} {name!r}", expected=f"one of {', '.join(choices)}")
 
-    def archive(self, name: str | None = None) -> tuple[str, Archive]:
+    def archive(self, name: str | None = None) -> tuple[str, AnyArchive]:
         """(name, archive): the named one, else the default, of those that the caller's key may see; NotFound else."""
         seen = self.visible()
         if name is None and seen:
@@ -164,7 +165,28 @@ class Engine:
             raise NotFound("this server has no archive", remedy="Start it with one: foveal serve --archive DIR")
         raise NotFound(f"no archive {name!r}", expected=f"one of {', '.join(seen)}")
 
-    def visible(self) -> dict[str, Archive]:
+    @property
+    def folders(self) -> dict[str, Archive]:
+        """The archives that lie in folders of this machine."""
+        return {name: store for name, store in self.archives.items() if isinstance(store, Archive)}
+
+    def folder(self, name: str | None = None) -> tuple[str, Archive]:
+        """`archive`, for what only those in folders can do.
+
+        Raises:
+            BadInput: it lies in a database.
+            NotFound: as `archive`.
+        """
+        found, store = self.archive(name)
+        if not isinstance(store, Archive):
+            raise BadInput(
+                f"archive {found!r} lies in a database, where that cannot be done",
+                expected="an archive in a folder",
+                remedy="Such archives are searched here, and filled with: foveal archive add IMAGES --archive URI",
+            )
+        return found, store
+
+    def visible(self) -> dict[str, AnyArchive]:
         """The archives that the caller's key may see."""
         key = caller.get()
         allowed = None if key is None else key.archives
@@ -187,8 +209,8 @@ class Engine:
         return await anyio.to_thread.run_sync(spread, name, store, count, limiter=self._searching)
 
     async def looked_up(self, read: Callable[[Archive], T], archive: str | None = None) -> T:
-        """What `read` makes of an archive, off the event loop."""
-        _, store = self.archive(archive)
+        """What `read` makes of an archive in a folder, off the event loop; raises as `folder`."""
+        _, store = self.folder(archive)
         return await anyio.to_thread.run_sync(read, store, limiter=self._searching)
 
     # Doing things.
@@ -236,8 +258,9 @@ class Engine:
 
         Raises:
             NotFound: an item is not in the archive.
+            BadInput: as `folder`.
         """
-        name, store = self.archive(archive)
+        name, store = self.folder(archive)
         judged = [Judgement(text, id, True) for id in right] + [Judgement(text, id, False) for id in wrong]
 
         def keep() -> None:
@@ -253,7 +276,7 @@ class Engine:
 
     async def unjudge(self, text: str, ids: Sequence[str], archive: str | None = None) -> int:
         """Takes back what people said of a text's hits; returns how many judgements that were."""
-        name, store = self.archive(archive)
+        name, store = self.folder(archive)
         feedback = Feedback(store.path / "feedback.sqlite")
         gone = await anyio.to_thread.run_sync(feedback.remove, text, list(ids), limiter=self._writing)
         note(name, ids)
@@ -277,8 +300,9 @@ class Engine:
         Raises:
             NotBlurred: one was not `received` and could not be blurred; then none is taken in.
             Unavailable: another process is writing to the archive.
+            BadInput: as `folder`.
         """
-        name, store = self.archive(archive)
+        name, store = self.folder(archive)
         encoder = cast(Encoder, self.models[self.encoder_of[name]])
         written = _writable(store)
         try:
@@ -298,6 +322,9 @@ class Engine:
         _, store = self.archive(item.archive)
 
         def remove() -> None:
+            if not isinstance(store, Archive):
+                store.delete([item.id])
+                return
             try:
                 _writable(store).delete([item.id])
             except FingerprintMismatch as error:
@@ -308,7 +335,7 @@ class Engine:
 
     async def retain(self, archive: str, rule: Rule, tell: Callable[[Sequence[str]], None]) -> Retained:
         """Removes for good what an archive has kept too long; see `retrieval.retention.retain`."""
-        call = functools.partial(retain, _writable(self.archives[archive]), rule, tell=tell)
+        call = functools.partial(retain, _writable(self.folders[archive]), rule, tell=tell)
         return await self._run("retain", self._writing, call)
 
     async def detect(
@@ -497,7 +524,10 @@ class Engine:
     def figures(self) -> bytes:
         """All figures in Prometheus' text form."""
         for name, archive in self.archives.items():
-            self.metrics.items.labels(name).set(len(archive))
+            try:
+                self.metrics.items.labels(name).set(len(archive))
+            except Unavailable as error:  # the other figures are told all the same
+                log.warning("archive %s is not counted: %s", name, error)
         self.drift.collect()
         return self.metrics.exposition()
 
@@ -539,6 +569,10 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     if twice:
         raise BadInput(f"the prompt {twice[0]!r} is given twice", remedy="Give each prompt once.")
     return cleaned
+
+
+def _pinned(store: AnyArchive) -> AnyArchive:
+    return store.at(store.settings) if isinstance(store, Archive) else store
 
 
 def _writable(store: Archive) -> Archive:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from foveal.errors import BadImage
 from foveal.images import decode
-from retrieval.archive import Archive
 from retrieval.blur import Blur, open_file
 from retrieval.facts import THUMBNAIL_SIDE
 from retrieval.sources import local_path
+from retrieval.stores import AnyArchive
 from serve.limits import NotFound, TooLarge
 
 if TYPE_CHECKING:
@@ -40,16 +40,14 @@ def item_of(archive: str, id: str, row: Mapping[str, Any]) -> Item:
     return Item(**told)
 
 
-def spread(name: str, store: Archive, count: int) -> list[Item]:
-    """Up to `count` items, evenly over the archive of this name."""
-    table = store.snapshot().table
-    _, rows = table.keys(None)
-    every = max(1, len(rows) // max(count, 1))
-    records = table.take(rows[::every][:count], ("id", *COLUMNS)).to_pylist()
-    return [item_of(name, record["id"], record) for record in records]
+def spread(name: str, store: AnyArchive, count: int) -> list[Item]:
+    """Up to `count` items of the archive of this name, see `AnyArchive.some`."""
+    chosen = store.some(count)
+    found = store.items(chosen, COLUMNS)
+    return [item_of(name, id, found[id]) for id in chosen if id in found]
 
 
-def pixels(store: Archive, item: Item, min_side: int | None, blur: Blur | None) -> Image:
+def pixels(store: AnyArchive, item: Item, min_side: int | None, blur: Blur | None) -> Image:
     """See `Engine.picture`."""
     path = local_path(item.uri)
     if path is not None and path.is_file():

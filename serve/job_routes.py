@@ -33,9 +33,11 @@ def job_api(engine: Engine, runner: Runner, web: Web) -> APIRouter:
 
     @router.post("", summary="Fetch pictures from the web into an archive", status_code=202)
     async def add(asked: schemas.JobRequest) -> schemas.Job:
-        name, _ = engine.archive(asked.archive)
+        name, _ = engine.folder(asked.archive)
         await anyio.to_thread.run_sync(_check, web, asked.urls)
-        job = await anyio.to_thread.run_sync(partial(jobs.add, name, asked.urls, asked.metadata))
+        key = caller.get()
+        key = caller.get()
+        job = await anyio.to_thread.run_sync(partial(jobs.add, name, asked.urls, asked.metadata, key and key.name))
         runner.wake()
         return _shown(job)
 

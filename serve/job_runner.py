@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Literal, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import anyio
@@ -15,6 +16,7 @@ from filelock import FileLock, Timeout
 from foveal.errors import FovealError, Unavailable
 from retrieval.archive import Archive
 from retrieval.sources_web import Web
+from serve.audit import Audit, NotAudited
 from serve.engine import Engine
 from serve.jobs import Address, Fate, Jobs, Told
 from serve.uploads import Upload, id_of
@@ -42,8 +44,8 @@ class Fetched:
 class Runner:
     """Does the jobs of a file, as long as `run` runs; of several servers over one file one at a time does."""
 
-    def __init__(self, engine: Engine, jobs: Jobs, web: Web) -> None:
-        self.jobs, self._engine, self._web = jobs, engine, web
+    def __init__(self, engine: Engine, jobs: Jobs, web: Web, audit: Audit | None = None) -> None:
+        self.jobs, self._engine, self._web, self._audit = jobs, engine, web, audit
         self._wake = anyio.Event()
         self._limiter = anyio.CapacityLimiter(2)  # threads for the file
         self._fetching = anyio.CapacityLimiter(FETCHES)
@@ -59,6 +61,7 @@ class Runner:
         while True:
             self._wake = anyio.Event()
             try:
+                await self._count()
                 if await self._off(self.jobs.next) is None:
                     with anyio.move_on_after(IDLE):
                         await self._wake.wait()
@@ -83,13 +86,21 @@ class Runner:
         try:
             while batch := await self._off(lambda: self.jobs.waiting(job.id, BATCH)):
                 await self._batch(job, batch)
+                await self._count()
                 await self._give_way()
         except Exception as error:
             log.exception("job %s failed", job.id)
             told = str(error) if isinstance(error, FovealError) else f"{type(error).__name__}; see the server's log"
-            await self._off(lambda: self.jobs.end(job.id, "failed", told))
+            await self._end(job, "failed", told)
         else:
-            await self._off(lambda: self.jobs.end(job.id, "done"))
+            await self._end(job, "done")
+
+    async def _end(self, job: Told, state: Literal["done", "failed"], told: str | None = None) -> None:
+        if await self._off(lambda: self.jobs.end(job.id, state, told)):
+            self._engine.metrics.jobs.labels(job.archive, state).inc()
+
+    async def _count(self) -> None:
+        self._engine.metrics.job_addresses.set(await self._off(self.jobs.left))
 
     async def _batch(self, job: Told, batch: list[Address]) -> None:
         found: list[Fetched] = []
@@ -106,12 +117,12 @@ class Runner:
         }
         pictures = [(one.address, one.upload) for one in found if one.upload is not None]
         if pictures:
-            _, store = self._engine.archive(job.archive)
+            _, store = self._engine.folder(job.archive)
             uploads = [upload for _, upload in pictures]
-            fresh = await self._off(lambda: _fresh(store, uploads))
+            ids, fresh = await self._off(lambda: _known(store, uploads))
             places = [address.place for (address, _), new in zip(pictures, fresh, strict=True) if new]
             await self._off(lambda: self.jobs.about_to_add(job.id, places))
-            if (kept := await self._added(job, uploads)) is None:
+            if (kept := await self._added(job, uploads, ids)) is None:
                 return
             seen: set[str] = set()
             for (address, _), (id, status), new in zip(pictures, kept, fresh, strict=True):
@@ -120,6 +131,8 @@ class Runner:
                 fates[address] = ("added" if added else "unchanged" if status == "added" else status, "")
                 seen.add(id)
         await self._off(lambda: self.jobs.done(job.id, fates))
+        for fate, _ in fates.values():
+            self._engine.metrics.job_pictures.labels(job.archive, fate).inc()
 
     async def _fetched(self, job: Told, address: Address) -> Fetched:
         """A picture that can be read, and was blurred where that is asked for; or why not."""
@@ -145,13 +158,21 @@ class Runner:
                 await anyio.sleep(PAUSE * 2**turn)
         return await anyio.to_thread.run_sync(self._web.read, url, limiter=self._fetching)
 
-    async def _added(self, job: Told, uploads: list[Upload]) -> list[tuple[str, Fate]] | None:
-        """(Id, what became of it) of each picture, once nobody else writes to the archive; None if it ended by then."""
+    async def _added(self, job: Told, uploads: list[Upload], ids: list[str]) -> list[tuple[str, Fate]] | None:
+        """(Id, what became of it) of each picture, once that is written down and nobody else writes to the archive.
+
+        None where the job has ended by then.
+        """
+        told = self._audit is None
         while True:
             try:
+                if self._audit is not None and not told:
+                    shown = [(job.archive, id) for id in ids]
+                    await self._off(partial(self._audit.write, shown, event="job", job=job.id, key=job.key))
+                    told = True
                 _, kept, _ = await self._engine.add(uploads, job.archive)
                 return [(one.id, one.status) for one in kept]
-            except Unavailable as error:
+            except (Unavailable, NotAudited) as error:
                 log.warning("job %s waits: %s", job.id, error)
                 await anyio.sleep(HELD)
                 if not await self._off(lambda: self.jobs.waiting(job.id, 1)):
@@ -168,8 +189,8 @@ class Runner:
         return await anyio.to_thread.run_sync(call, limiter=self._limiter)
 
 
-def _fresh(store: Archive, uploads: list[Upload]) -> list[bool]:
-    """Of each picture whether the archive does not hold it."""
+def _known(store: Archive, uploads: list[Upload]) -> tuple[list[str], list[bool]]:
+    """(Id of each picture, whether the archive does not hold it)."""
     ids = [id_of(store, upload.data) for upload in uploads]
     known = store.items(ids, ("uri",))
-    return [id not in known for id in ids]
+    return ids, [id not in known for id in ids]

@@ -36,8 +36,10 @@ CREATE TABLE IF NOT EXISTS waiting(
     PRIMARY KEY (job, place));
 CREATE TABLE IF NOT EXISTS rejected(
     job TEXT NOT NULL, place INTEGER NOT NULL, url TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (job, place));
+CREATE TABLE IF NOT EXISTS askers(job TEXT PRIMARY KEY, key TEXT NOT NULL);
 """
 _JOB = "id, archive, metadata, state, total, added, updated, unchanged, rejected, error, created, started, ended"
+_BY = "(SELECT key FROM askers WHERE job = id)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Told:
     created: float
     started: float | None
     ended: float | None
+    key: str | None = None  # name of the key that it was asked with
     reasons: tuple[tuple[str, str], ...] = ()  # (address, why it was rejected)
 
 
@@ -80,8 +83,10 @@ class Jobs:
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def add(self, archive: str, urls: Sequence[str], metadata: Mapping[str, str | int | float]) -> Told:
-        """A new job, durable when this returns.
+    def add(
+        self, archive: str, urls: Sequence[str], metadata: Mapping[str, str | int | float], key: str | None = None
+    ) -> Told:
+        """A new job, asked for with a key of that name; durable when this returns.
 
         Raises:
             Unavailable: too many are unfinished.
@@ -92,7 +97,7 @@ class Jobs:
             (unfinished,) = database.execute("SELECT count(*) FROM jobs WHERE ended IS NULL").fetchone()
             if unfinished >= MOST:
                 raise Unavailable(f"{unfinished} jobs wait already", remedy="Ask again when some of them are done.")
-            for table in ("waiting", "rejected"):
+            for table in ("waiting", "rejected", "askers"):
                 database.execute(
                     f"DELETE FROM {table} WHERE job IN (SELECT id FROM jobs WHERE ended < ?)", (now - KEEP,)
                 )
@@ -105,14 +110,16 @@ class Jobs:
                 "INSERT INTO waiting(job, place, url) VALUES (?, ?, ?)",
                 [(id, place, url) for place, url in enumerate(urls)],
             )
-        return Told(id, archive, metadata, "queued", len(urls), 0, 0, 0, 0, None, now, None, None)
+            if key is not None:
+                database.execute("INSERT INTO askers VALUES (?, ?)", (id, key))
+        return Told(id, archive, metadata, "queued", len(urls), 0, 0, 0, 0, None, now, None, None, key)
 
     def get(self, id: str) -> Told | None:
         """A job with the reasons of its first rejected addresses; None where there is none."""
         if not self.file.is_file():
             return None
         with self._open() as database:
-            row = database.execute(f"SELECT {_JOB} FROM jobs WHERE id = ?", (id,)).fetchone()
+            row = database.execute(f"SELECT {_JOB}, {_BY} FROM jobs WHERE id = ?", (id,)).fetchone()
             reasons = database.execute(
                 "SELECT url, reason FROM rejected WHERE job = ? ORDER BY place", (id,)
             ).fetchall()
@@ -124,7 +131,7 @@ class Jobs:
             return []
         with self._open() as database:
             rows = database.execute(
-                f"SELECT {_JOB} FROM jobs WHERE ? OR archive IN (SELECT value FROM json_each(?)) "
+                f"SELECT {_JOB}, {_BY} FROM jobs WHERE ? OR archive IN (SELECT value FROM json_each(?)) "
                 "ORDER BY number DESC LIMIT ?",
                 (archives is None, json.dumps(sorted(archives or ())), LISTED),
             ).fetchall()
@@ -135,6 +142,13 @@ class Jobs:
         self.end(id, "cancelled")
 
     # For who does the work.
+
+    def left(self) -> int:
+        """How many addresses wait."""
+        if not self.file.is_file():
+            return 0
+        with self._open() as database:
+            return int(database.execute("SELECT count(*) FROM waiting").fetchone()[0])
 
     def next(self) -> Told | None:
         """The oldest job that is not done with, running from now on; None when there is none."""
@@ -148,7 +162,7 @@ class Jobs:
                 "UPDATE jobs SET state = 'running', started = coalesce(started, ?) WHERE id = ? AND ended IS NULL",
                 (time.time(), *found),
             )
-            row = database.execute(f"SELECT {_JOB} FROM jobs WHERE id = ?", found).fetchone()
+            row = database.execute(f"SELECT {_JOB}, {_BY} FROM jobs WHERE id = ?", found).fetchone()
         return _told(row)
 
     def waiting(self, id: str, count: int) -> list[Address]:
@@ -181,8 +195,8 @@ class Jobs:
                         (id, address.place, address.url, reason, id, REASONS),
                     )
 
-    def end(self, id: str, state: State, error: str | None = None) -> None:
-        """Ends a job that has not ended; what waits is forgotten."""
+    def end(self, id: str, state: State, error: str | None = None) -> bool:
+        """Ends a job, and forgets what waits; False when it had ended already."""
         with self._open() as database, database:
             ended = database.execute(
                 "UPDATE jobs SET state = ?, error = ?, ended = ? WHERE id = ? AND ended IS NULL",
@@ -190,6 +204,7 @@ class Jobs:
             )
             if ended.rowcount:
                 database.execute("DELETE FROM waiting WHERE job = ?", (id,))
+        return bool(ended.rowcount)
 
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:

@@ -68,9 +68,9 @@ def knn_service(engine: Engine, pictures: Pictures) -> APIRouter:
     router = APIRouter(tags=["clip-retrieval"], responses=schemas.ERRORS)
     web = pictures.web or Web(())
 
-    @router.get("/indices-list", summary="The archives")
+    @router.get("/indices-list", summary="The archives in folders")
     async def indices() -> list[str]:
-        return list(engine.visible())
+        return [name for name in engine.visible() if name in engine.folders]
 
     @router.post(
         "/knn-service",
@@ -79,6 +79,7 @@ def knn_service(engine: Engine, pictures: Pictures) -> APIRouter:
     )
     async def knn(request: Request) -> list[dict[str, Any]]:
         asked = await json_request(request, KnnRequest)
+        engine.folder(asked.indice_name)  # numbers of images are a folder's
         k = max(asked.num_images, min(asked.num_result_ids or 0, engine.limits.k))
         query = partial(SearchQuery, k=k, collapse=Collapse() if asked.deduplicate else None, anyway=True)
         name, hits = await engine.search(await _query(engine, web, asked, query), asked.indice_name)
@@ -117,7 +118,7 @@ async def _query(
     if len(given) != 1:
         raise BadRequest("there must be one thing to look for", expected=", ".join(WAYS), received=" and ".join(given))
     if asked.embedding_input:
-        _, archive = engine.archive(asked.indice_name)
+        _, archive = engine.folder(asked.indice_name)
         # What it stands for nobody knows: as a text it has a name in whatever explains the hits.
         made = query(text="an embedding")
         return EncodedQuery(made, made.all_parts, (_unit(asked.embedding_input, archive),), archive.fingerprint, "")

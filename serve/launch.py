@@ -9,16 +9,17 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from opentelemetry.trace import TracerProvider
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from distill.prelabel import load_labeller
+from foveal.errors import BadInput
 from foveal.models import Encoder, Runtime, VisionLanguageModel, load_encoder, load_open_detector, load_vlm
-from retrieval.archive import Archive
 from retrieval.blur import load_blur
 from retrieval.memory import ExemplarMemory
 from retrieval.memory_files import Stored
 from retrieval.retention import Rule
 from retrieval.sources_web import Web
+from retrieval.stores import AnyArchive, open_archive
 from serve.app import create_app
 from serve.audit import Audit
 from serve.bars import Bars
@@ -39,7 +40,7 @@ class Launch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    archive: Path | None = None
+    archives: tuple[str, ...] = ()  # folders, or places in databases; see `retrieval.stores`
     detector: str | None = None
     open_detector: str | None = None
     vlms: tuple[str, ...] = ()
@@ -70,6 +71,12 @@ class Launch(BaseModel):
     demo: bool = True
     together: Path | None = None  # folder in which several processes keep what they count together
 
+    @field_validator("archives", mode="before")
+    @classmethod
+    def _one(cls, given: object) -> object:
+        """Where all that is told is text, as by `serve run`, it is one archive."""
+        return (given,) if isinstance(given, str) else given
+
     @contextmanager
     def application(
         self, models: Mapping[str, Model] | None = None, figures: Callable[[], Awaitable[bytes]] | None = None
@@ -92,23 +99,24 @@ class Launch(BaseModel):
         models: dict[str, Model],
         figures: Callable[[], Awaitable[bytes]] | None,
     ) -> FastAPI:
-        opened = Archive.open(self.archive) if self.archive else None
-        encoder = self._encoder(opened.encoder) if opened is not None else None
+        archives = self._archives()
+        encoders = {store.fingerprint: store.encoder for store in archives.values()}
+        loaded = [self._encoder(reference) for reference in encoders.values()]
         remembered = None
         if self.memory is not None:
             stored = Stored.read(self.memory)
-            own = encoder if encoder is not None and encoder.fingerprint == stored.fingerprint else None
+            own = next((one for one in loaded if one.fingerprint == stored.fingerprint), None)
             remembered = ExemplarMemory.load(self.memory, own or self._encoder(stored.encoder))
         kept = self.corrections or (self.review / STORE if self.review else None)
         told = Corrections(kept) if kept else None
         detector = self.detector and detector_of(self.detector, self.registry, self.share, Bars.read(self.bars))
         return create_app(
-            archive=opened,
-            encoder=encoder,
+            archive=archives,
+            encoder=loaded[0] if loaded else None,
             encoders=self._encoder,
             detector=detector or None,
             open_detector=load_open_detector(self.open_detector, self.device) if self.open_detector else None,
-            models={**self._vlms(), **models},
+            models={**dict(zip(list(encoders.values())[1:], loaded[1:], strict=True)), **self._vlms(), **models},
             labeller=load_labeller(self.prelabels, registry=self.registry) if self.prelabels else None,
             pictures=Pictures(self.label_studio, os.environ.get("LABEL_STUDIO_API_KEY"), Web(self.allow_hosts)),
             memory=remembered,
@@ -125,6 +133,19 @@ class Launch(BaseModel):
             figures=figures,
             demo=self.demo,
         )
+
+    def _archives(self) -> dict[str, AnyArchive]:
+        found: dict[str, AnyArchive] = {}
+        for uri in self.archives:
+            store = open_archive(uri)
+            if store.name in found:
+                raise BadInput(
+                    f"two archives are named {store.name!r}",
+                    received=uri,
+                    remedy="Rename the folder or collection of one.",
+                )
+            found[store.name] = store
+        return found
 
     def _encoder(self, reference: str) -> Encoder:
         return load_encoder(reference, self.device, self.runtime)

@@ -84,6 +84,15 @@ class Metrics:
             "foveal_retention_runs", "Applications of a rule of retention, done or failed.", ["archive", "outcome"],
             registry=registry,
         )  # fmt: skip
+        self.jobs = Counter("foveal_jobs", "Jobs that ended: done or failed.", ["archive", "state"], registry=registry)
+        self.job_pictures = Counter(
+            "foveal_job_pictures", "What became of jobs' pictures: added, updated, unchanged or rejected.",
+            ["archive", "outcome"], registry=registry,
+        )  # fmt: skip
+        self.job_addresses = Gauge(
+            "foveal_job_addresses", "Addresses that jobs have yet to fetch.", registry=registry,
+            multiprocess_mode="livemostrecent",
+        )  # fmt: skip
         self.ready = Gauge(
             "foveal_ready", "1 once every model is warm.", registry=registry, multiprocess_mode="livemin"
         )

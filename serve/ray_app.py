@@ -1,7 +1,7 @@
 """The same application on a Ray cluster: replicas behind Ray Serve, and registered detectors that they share.
 
     pip install 'foveal[ray]'
-    serve run serve.ray_app:build archive=/data/archive keys=/data/keys.sqlite most=4
+    serve run serve.ray_app:build archives=/data/archive keys=/data/keys.sqlite most=4
     serve deploy deploy/ray/serve.yaml
 
 The commands are Ray's own. Each replica holds the models that `foveal serve` would hold; those of `shared` are held by
@@ -219,7 +219,9 @@ def _scaling(least: int, most: int, ongoing: float) -> dict[str, Any]:
     return {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": ongoing}
 
 
-def _absolute(launch: RayLaunch) -> dict[str, Path]:
+def _absolute(launch: RayLaunch) -> dict[str, Any]:
     """Paths as they are here: a replica has another working folder."""
     fields = ((name, getattr(launch, name)) for name in type(launch).model_fields)
-    return {name: value.absolute() for name, value in fields if isinstance(value, Path)}
+    paths: dict[str, Any] = {name: value.absolute() for name, value in fields if isinstance(value, Path)}
+    archives = tuple(uri if "://" in uri else str(Path(uri).absolute()) for uri in launch.archives)
+    return {**paths, "archives": archives}

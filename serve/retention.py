@@ -21,16 +21,16 @@ HELD = 60.0  # seconds before asking again for what another process holds
 
 
 async def keep_to(engine: Engine, rules: Sequence[Rule], metrics: Metrics, audit: Audit | None) -> None:
-    """Applies the rules to every archive, now and every day, for ever; what fails is tried again the next day.
+    """Applies the rules to every archive in a folder, now and daily, for ever; what fails is tried again the next day.
 
     Of several processes that serve an archive one does; another goes on once that one has ended.
     """
-    for name in engine.archives:
+    for name in engine.folders:
         metrics.retained.labels(name)  # from zero on, so that the first one is a rise
         for outcome in ("done", "failed"):
             metrics.retention_runs.labels(name, outcome)
     async with anyio.create_task_group() as tasks:
-        for name, store in engine.archives.items():
+        for name, store in engine.folders.items():
             tasks.start_soon(_keep, engine, name, FileLock(store.path / LOCK), rules, metrics, audit)
 
 

@@ -30,6 +30,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
         )  # fmt: skip
         go = gr.Button("Search", variant="primary", scale=1, min_width=110)
     bar = html(js=REGION, elem_id="fv-query")
+    here = it.name in engine.folders
     drawer = gr.Accordion("Refine, or search with a picture", open=False, elem_classes="fv-refine")
     with drawer, gr.Row():
         image = Picture(
@@ -38,14 +39,14 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
         )  # fmt: skip
         with gr.Column(min_width=220):
             minus = _line("But not", "what it should not show", "fv-minus")
-            exact = _line("With the words", "in names, captions and labels", "fv-exact")
+            exact = _line("With the words", "in names, captions and labels", "fv-exact", visible=here)
             where = _line(
                 "Only where", filter_example(it.archive.columns, columns), "fv-filter", f"columns: {', '.join(columns)}"
             )
         with gr.Column(min_width=220):
             k = gr.Slider(1, MOST_K, K, step=1, label="How many at a time")
             share = gr.Slider(0, 1, 0.5, step=0.05, label="Words or picture", info="0 is all words, 1 all picture")
-            fold = gr.Checkbox(label="Show one of near-duplicates", elem_id="fv-fold")
+            fold = gr.Checkbox(label="Show one of near-duplicates", elem_id="fv-fold", visible=here)
     said = html()
     results = html(js=MARK, elem_id="fv-results")
     marks = html(js=PICK + UP, elem_id="fv-marks")
@@ -116,8 +117,11 @@ def filter_example(kinds: Mapping[str, str], columns: Sequence[str]) -> str:
     return " AND ".join([*words[:1], *numbers[:1]]) or "width >= 640"
 
 
-def _line(label: str, placeholder: str, id: str, info: str | None = None) -> gr.Textbox:
-    return gr.Textbox(label=label, placeholder=placeholder, max_lines=1, info=info, elem_id=id, elem_classes="fv-field")
+def _line(label: str, placeholder: str, id: str, info: str | None = None, *, visible: bool = True) -> gr.Textbox:
+    return gr.Textbox(
+        label=label, placeholder=placeholder, max_lines=1, info=info, elem_id=id, elem_classes="fv-field",
+        visible=visible,
+    )  # fmt: skip
 
 
 def _clean(text: str | None) -> str:

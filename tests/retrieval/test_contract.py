@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping
 from itertools import count
@@ -432,3 +434,21 @@ def test_a_token_is_taken_from_the_uri_or_the_environment_and_never_shown() -> N
 def test_a_wrong_place_is_refused_before_anyone_is_asked(place: str, error: type[Exception]) -> None:
     with pytest.raises(error):
         open_archive(place)
+
+
+@pytest.mark.parametrize("place", ["{}/archive", pytest.param("milvus://{}/lite.db/archive", marks=needs_milvus)])
+def test_another_process_goes_on_with_it(place: str, images: list[Path], tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from retrieval.stores import create_archive, open_archive\n"
+        "from retrieval.query import SearchQuery\n"
+        "from tests.retrieval.pixels import PixelEncoder\n"
+        "uri, images, encoder = *sys.argv[1:], PixelEncoder()\n"
+    )
+    made = "create_archive(uri, encoder).add(images, encoder)"
+    read = "found = open_archive(uri)\nprint(len(found), len(found.search(SearchQuery(text='red', k=5), encoder)))"
+    said = ""
+    for piece in (made, read):
+        line = [sys.executable, "-c", script + piece, place.format(tmp_path), str(images[0].parent)]
+        said = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert said.split()[-2:] == ["48", "5"]

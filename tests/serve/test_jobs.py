@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from foveal.schemas import Job
 from retrieval.archive import Archive
 from serve import job_runner
 from serve.app import create_app
+from serve.audit import Audit, NotAudited
 from serve.jobs import Jobs
 from serve.keys import Keys
 from serve.label_studio import Pictures
@@ -226,3 +228,40 @@ def test_the_clients_start_watch_and_cancel_jobs(store: Archive, web_server: She
         assert client.cancel(job.id) == job
         with pytest.raises(BadInput, match="urls"):
             client.add_urls([])
+
+
+def test_what_a_job_adds_is_counted_and_written_down_before_it_is_there(
+    store: Archive, tmp_path: Path, web_server: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_runner, "HELD", 0.05)
+    keys, audit = Keys(tmp_path / "keys.sqlite"), Audit(tmp_path / "audit.jsonl")
+    secret = keys.add("collector", ["write", "search", "metrics"])
+    written, locked = audit.write, [True]
+
+    def write(shown: list[tuple[str, str]], **facts: Any) -> None:
+        if locked[0] and facts.get("event") == "job":
+            raise NotAudited("the disk is full")
+        written(shown, **facts)
+
+    monkeypatch.setattr(audit, "write", write)
+    with TestClient(made(store, keys=keys, audit=audit), headers=bearer(secret)) as client:
+        id = start(client, *[f"{web_server.url}/{number}.png" for number in range(3)], f"{web_server.url}/none.png")
+        deadline = time.monotonic() + 20
+        while "foveal_job_addresses 4.0" not in client.get("/metrics").text:
+            assert time.monotonic() < deadline
+        time.sleep(0.2)
+        assert len(store) == 0  # nothing comes in that cannot be written down
+        locked[0] = False
+        assert ended(client, id)["added"] == 3
+        lines = [json.loads(line) for line in audit.file.read_text().splitlines()]
+        told = [line for line in lines if line.get("event") == "job"]
+        assert [(line["job"], line["key"], sorted(line["items"])) for line in told] == [(id, "collector", ["depot"])]
+        assert set(told[0]["items"]["depot"]) == set(store.matching("width >= 0"))
+        figures = client.get("/metrics").text
+    for figure in (
+        'foveal_job_pictures_total{archive="depot",outcome="added"} 3.0',
+        'foveal_job_pictures_total{archive="depot",outcome="rejected"} 1.0',
+        'foveal_jobs_total{archive="depot",state="done"} 1.0',
+        "foveal_job_addresses 0.0",
+    ):
+        assert figure in figures

@@ -86,7 +86,7 @@ def cluster(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": PORT})
         launch = RayLaunch(
-            archive=home / "depot", keys=home / "keys.sqlite", registry=home / "registry", least=2, most=2,
+            archives=(str(home / "depot"),), keys=home / "keys.sqlite", registry=home / "registry", least=2, most=2,
             shared=SITES, versions=1,
         )  # fmt: skip
         serve.run(build(launch))
