@@ -51,7 +51,7 @@ class TorchEncoder(ABC):
     def __init__(self, ref: ModelRef, model: nn.Module, config: dict[str, Any], device: str) -> None:
         from foveal import adapters
 
-        self.name, self.config, self.device = str(ref), config, device
+        self.name, self.config, self.device, self.dtype = str(ref), config, device, torch.float32
         model = model.float().eval()
         self.base_fingerprint = fingerprint(model.state_dict(), config)
         if ref.adapter is None:
@@ -116,7 +116,10 @@ class TorchEncoder(ABC):
 
     def _encode(self, inputs: Mapping[str, Tensor], embed: Any) -> FloatArray:
         with torch.inference_mode():
-            there = {name: value.to(self.device) for name, value in inputs.items()}
+            there = {
+                name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+                for name, value in inputs.items()
+            }
             return nn.functional.normalize(embed(self.model, there).float(), dim=-1).cpu().numpy()
 
     def _joined(self, rows: Sequence[FloatArray]) -> FloatArray:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-Runtime = Literal["torch", "onnx", "openvino"]
+Runtime = Literal["torch", "bf16", "onnx", "openvino"]  # bf16: PyTorch, in bfloat16
 
 
 @runtime_checkable
@@ -187,14 +187,14 @@ def load_encoder(ref: str, device: str | None = None, runtime: Runtime = "torch"
     Raises:
         UnknownName, BadInput: the reference names nothing.
         AdapterMismatch: the adapter does not fit the model whole.
-        RuntimesDiffer, Unavailable: another runtime than PyTorch cannot take its place.
+        RuntimesDiffer, Unavailable: another runtime cannot take the place of PyTorch in float32.
     """
-    encoder = _load("encoder", ENCODERS, parse_ref(ref), device="cpu" if runtime != "torch" else device)
+    encoder = _load("encoder", ENCODERS, parse_ref(ref), device=device if runtime in ("torch", "bf16") else "cpu")
     if runtime == "torch":
         return encoder
-    from foveal.encoder_runtimes import ConvertedEncoder
+    from foveal.encoder_runtimes import ConvertedEncoder, in_bfloat16
 
-    return ConvertedEncoder(encoder, runtime)
+    return in_bfloat16(encoder) if runtime == "bf16" else ConvertedEncoder(encoder, runtime)
 
 
 def load_open_detector(ref: str, device: str | None = None) -> OpenDetector:

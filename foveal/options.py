@@ -18,9 +18,11 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML file with se
 DEFAULT_ENCODER, DEFAULT_TEACHER = "bundled:clip", "bundled:owl"
 EncoderRef = Annotated[str, typer.Option("--encoder", metavar="REF", help="Image-text encoder, optionally +adapter.")]
 EncoderRuntime = Annotated[
-    Literal["torch", "onnx", "openvino"],
+    Literal["torch", "bf16", "onnx", "openvino"],
     typer.Option(
-        "--runtime", help="What encoders compute in; another than PyTorch is converted to, and compared first."
+        "--runtime",
+        help="What encoders compute in: PyTorch, PyTorch in bfloat16, or another that is converted to; all are "
+        "compared with the first.",
     ),
 ]
 DeviceName = Annotated[

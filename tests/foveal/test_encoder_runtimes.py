@@ -11,6 +11,7 @@ import torch
 
 from foveal import encoder_runtimes
 from foveal.encoder_runtimes import ConvertedEncoder, RuntimesDiffer, probes
+from foveal.encoders import TorchEncoder
 from foveal.errors import Unavailable
 from foveal.models import Encoder, PreparingEncoder, Runtime, load_encoder
 from retrieval.archive import Archive
@@ -52,6 +53,29 @@ def test_the_vectors_are_those_of_the_source(folders: dict[str, str], family: st
     for count in (1, 3, 4):  # texts of other numbers and lengths than those it was converted with
         assert np.abs(other.encode_texts(TEXTS[:count]) - source.encode_texts(TEXTS[:count])).max() < 1e-5
     assert other.encode_texts([]).shape == (0, source.dimension)
+
+
+@pytest.mark.parametrize("family", ["open_clip", "clip", "siglip"])
+def test_bfloat16_rounds_and_no_more(folders: dict[str, str], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_runtimes, "native_bfloat16", lambda device: True)
+    source, other = load_encoder(folders[family]), load_encoder(folders[family], runtime="bf16")
+    assert isinstance(other, TorchEncoder)
+    assert {each.dtype for each in other.model.parameters()} == {torch.bfloat16}
+    assert other.fingerprint == source.fingerprint
+    images = probes(40)
+    for made, wanted in (
+        (other.encode_images(images), source.encode_images(images)),
+        (other.encode_texts(TEXTS), source.encode_texts(TEXTS)),
+    ):
+        assert made.dtype == np.float32
+        assert 0 < np.abs(made - wanted).max() < 1e-2
+        assert (made * wanted).sum(1).min() > 0.999
+    monkeypatch.setattr(encoder_runtimes, "ROUNDED", 1e-9)
+    with pytest.raises(RuntimesDiffer, match="embeds otherwise in bf16"):
+        load_encoder(folders[family], runtime="bf16")
+    monkeypatch.setattr(encoder_runtimes, "native_bfloat16", lambda device: False)
+    with pytest.raises(Unavailable, match=r"cpu does not multiply bfloat16\. Use --runtime torch"):
+        load_encoder(folders[family], runtime="bf16")
 
 
 @pytest.mark.slow
