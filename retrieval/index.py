@@ -168,7 +168,7 @@ class VectorIndex:
             return self.exact(queries, k, among)
         parameters = self.plain if among is None and k >= TUNE_K else self._parameters(k, among)
         similarity, position = self.index.search(queries, k, params=parameters)
-        short = (position < 0).any(axis=1)
+        short = position[:, -1] < 0  # what is missing is missing at the end
         if short.any():
             similarity[short], position[short] = self.exact(queries[short], k, among)
         return similarity, position

@@ -41,7 +41,11 @@ class SearchPage:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.name, self.archive = engine.archive()
+        self.names = list(engine.archives)
+
+    def name(self, asked: Looking) -> str:
+        """Of the archive that is looked in."""
+        return asked.archive or self.names[0]
 
     async def find(self, asked: Looking) -> Page:
         """Looks for something, from the first page on."""
@@ -49,7 +53,7 @@ class SearchPage:
             return await self._start(asked)
         began = time.perf_counter()
         try:
-            name, found = await self.engine.search(await asked.query(self.engine))
+            name, found = await self.engine.search(await asked.query(self.engine), asked.archive or None)
         except FovealError as error:
             return Shown(asked), "", self._bar(asked), show.problem(error), "", drawn.link(asked.link)
         of = f"of {counted(found.kept, 'picture')}" + (" that fit the filter" if asked.where else "")
@@ -67,7 +71,9 @@ class SearchPage:
         if shown.cursor is None:
             return shown, SKIP, SKIP, SKIP, SKIP, SKIP
         try:
-            name, found = await self.engine.search(await shown.asked.query(self.engine, shown.cursor))
+            name, found = await self.engine.search(
+                await shown.asked.query(self.engine, shown.cursor), shown.asked.archive or None
+            )
         except FovealError as error:
             return shown, show.problem(error), SKIP, SKIP, SKIP, SKIP
         shown = replace(shown, hits=(*shown.hits, *found.hits), cursor=found.cursor)
@@ -83,12 +89,12 @@ class SearchPage:
             liked = (*liked, id)[-MOST_MARKS:]
         elif on:
             disliked = (*disliked, id)[-MOST_MARKS:]
-        text, note = shown.asked.text, ""
+        text, where, note = shown.asked.text, shown.asked.archive or None, ""
         try:
             if text and keep and on:
-                await self.engine.judge(text, [id] if right else [], [] if right else [id])
+                await self.engine.judge(text, [id] if right else [], [] if right else [id], where)
             elif text and keep:
-                await self.engine.unjudge(text, [id])
+                await self.engine.unjudge(text, [id], where)
             elif text:
                 note = "Not kept: this key may not write."
         except FovealError as error:
@@ -117,7 +123,9 @@ class SearchPage:
             region = region_of(id)
             return await self.find(replace(asked, region=region)) if region else self._still(shown)
         if what == "like":  # only that picture, among those that fit the filter
-            return await self.find(Looking(like=id, where=asked.where, k=asked.k, fold=asked.fold))
+            return await self.find(
+                Looking(archive=asked.archive, like=id, where=asked.where, k=asked.k, fold=asked.fold)
+            )
         return self._still(shown)
 
     async def picture(self, path: str, shown: Shown) -> Page:
@@ -133,21 +141,21 @@ class SearchPage:
 
     async def _start(self, asked: Looking) -> Page:
         try:
-            items = await self.engine.sample(SAMPLES)
+            items = await self.engine.sample(SAMPLES, asked.archive or None)
         except FovealError as error:
             return Shown(asked), "", "", show.problem(error), "", drawn.link("?")
         if not items:
             said = "The archive is empty. Add pictures with: foveal archive add FOLDER --archive DIR"
             return Shown(asked), "", "", show.note(said), "", drawn.link("?")
         status = show.status(["a look around; pick a picture to see more like it"])
-        cards = show.samples(self.name, items, "more like this one")
+        cards = show.samples(self.name(asked), items, "more like this one")
         return Shown(asked), status, "", cards, "", drawn.link(asked.link)
 
     def _bar(self, asked: Looking) -> str:
         if asked.image is not None:
             href = data_uri(asked.image, SHOWN_SIDE)
         elif asked.like:
-            href = show.address(self.name, asked.like, SHOWN_SIDE)
+            href = show.address(self.name(asked), asked.like, SHOWN_SIDE)
         else:
             return ""
         return drawn.query_picture(href, asked.region, uploaded=asked.image is not None)

@@ -38,6 +38,7 @@ class Looking:
     anyway: bool = False  # the nearest even where nothing matches
     liked: tuple[str, ...] = ()
     disliked: tuple[str, ...] = ()
+    archive: str = ""  # where; empty: in the first one
 
     @property
     def empty(self) -> bool:
@@ -49,6 +50,7 @@ class Looking:
         """The page's address with all of it, from the `?` on."""
         values = {
             "q": self.text,
+            "in": self.archive,
             "not": self.minus,
             "words": self.words,
             "where": self.where,
@@ -81,6 +83,7 @@ class Looking:
         like = (*ids("like"), "")[0]
         return cls(
             text=values.get("q", "").strip(),
+            archive=values.get("in", ""),
             minus=values.get("not", "").strip(),
             words=values.get("words", "").strip(),
             where=values.get("where", "").strip(),
@@ -126,7 +129,11 @@ class Looking:
     async def _picture(self, engine: Engine, weight: float) -> Part:
         if self.like and self.region is None:
             return Part(id=self.like, weight=weight)
-        image = self.image if self.image is not None else await engine.picture(await engine.item(self.like))
+        image = (
+            self.image
+            if self.image is not None
+            else await engine.picture(await engine.item(self.like, self.archive or None))
+        )
         if self.region is None:
             return Part(image=image, weight=weight)
         x1, y1, x2, y2 = self.region

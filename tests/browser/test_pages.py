@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ from distill.ontology import Ontology
 from distill.prelabel import prelabel
 from retrieval.archive import Archive
 from retrieval.feedback import Feedback
+from retrieval.milvus import MilvusArchive
+from retrieval.stores import create_archive
 from serve.app import create_app
 from serve.audit import Audit
 from serve.keys import Keys
@@ -411,3 +414,40 @@ def test_curate_takes_out_only_what_is_confirmed(browser: playwright.Browser, pi
     lines = [json.loads(line) for line in audit.file.read_text().splitlines()]
     changed = [(line["key"], line["path"], len(line["items"]["depot"])) for line in lines if line["method"] == "PAGE"]
     assert changed == [("writes", "/search/right", 1), ("writes", "/curate/yes", 1)]
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_search_one_of_several_archives(
+    browser: playwright.Browser, size: str, archive: Archive, tmp_path: Path
+) -> None:
+    draw(("red", (0, 0, 20, 20))).save(tmp_path / "night-red.png")
+    (tmp_path / "metadata.csv").write_text("file_name,lamp\nnight-red.png,on\n")
+    place = f"milvus://{tmp_path}/lite.db/night" if importlib.util.find_spec("milvus_lite") else tmp_path / "night"
+    night = create_archive(place, ColourEncoder())
+    night.add(tmp_path / "night-red.png", ColourEncoder())
+    app = create_app(archive={"depot": archive, "night": night}, encoder=ColourEncoder(), demo=True)
+    with running(app) as url:
+        page = browser.new_context(viewport=SIZES[size]).new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{url}/?q=red+box&words=red&k=4")
+        page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 4")
+        page.locator("#fv-archive input").click()
+        page.get_by_role("option", name="night").click()
+        page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 1")
+        page.wait_for_function("[...document.querySelectorAll('#fv-results img')][0].naturalWidth > 0")
+        page.wait_for_function("location.search === '?q=red+box&in=night&k=4'")
+        assert "lamp" in page.locator("#fv-filter").inner_text()
+        assert page.locator("#fv-exact").count() == int(not isinstance(night, MilvusArchive))
+        page.locator("#fv-results .fv-card > [data-id]").nth(0).click()
+        page.get_by_text("Like this picture.").wait_for()
+        page.wait_for_function("document.querySelector('#fv-results .fv-score b').innerText === '1.000'")
+        page.wait_for_function("document.querySelector('#fv-query img').naturalWidth > 0")
+        page.go_back()
+        page.go_back()
+        page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 4")
+        assert "camera" in page.locator("#fv-filter").inner_text()
+        page.goto(f"{url}/?q=red&in=nowhere")
+        assert "nowhere" in page.locator(".fv-problem").inner_text()
+        page.goto(f"{url}/?q=red&in=night")
+        page.wait_for_function("document.querySelector('#fv-archive input')?.value === 'night'")
+        page.wait_for_function("document.querySelectorAll('#fv-results .fv-card').length === 1")

@@ -162,7 +162,7 @@ async def test_hits_explain_themselves(page: SearchPage) -> None:
 def test_a_link_carries_everything_but_an_upload() -> None:
     asked = Looking(
         "a red crate & more", "blue", "cam-1", "hour >= 3", "ab12", None, (0.1, 0.2, 0.5, 0.75), 0.3, 12, True, True,
-        ("aa", "bb"), ("cc",),
+        ("aa", "bb"), ("cc",), "night",
     )  # fmt: skip
     assert Looking.of_link(dict(parse_qsl(asked.link.lstrip("?")))) == asked
     assert Looking().link == "?"
