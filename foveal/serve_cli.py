@@ -32,8 +32,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="DIR|URI",
-            help="Archive to search, or milvus://HOST/NAME. Repeatable; requests that name none, and the pages, "
-            "search the first.",
+            help="Archive to search, or milvus://HOST/NAME. Repeatable; the first is the default, and the one that "
+            "the pages Ask and Curate are about.",
         ),
     ] = None,
     detector: Annotated[str | None, typer.Option(metavar="REF", help="Detector to serve.")] = None,
