@@ -40,6 +40,7 @@ def web_server() -> Iterator[Shelf]:
         yield server
 
 
+@pytest.mark.timeout(1800)
 def test_a_killed_server_goes_on_and_adds_every_picture_once(tmp_path: Path, web_server: Shelf) -> None:
     store = Archive.create(tmp_path / "depot", ColourEncoder())
     urls = [f"{web_server.url}/{number}.png?{number}" for number in range(50)]
