@@ -89,8 +89,8 @@ def test_other_settings_are_refused_rather_than_mixed(finished: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("finished", [1, 4])
-def test_an_interrupted_run_continues(tmp_path: Path, finished: int) -> None:
+@pytest.mark.parametrize("stages", [1, 4])
+def test_an_interrupted_run_continues(tmp_path: Path, stages: int) -> None:
     out = tmp_path / "quickstart"
     command = [sys.executable, "-c", "from foveal.cli import main; main()", "quickstart", "--out", str(out), "--json"]
     for key, value in (
@@ -109,7 +109,7 @@ def test_an_interrupted_run_continues(tmp_path: Path, finished: int) -> None:
         return json.loads(state.read_text())["stages"] if state.is_file() else {}
 
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while len(done()) < finished:
+    while len(done()) < stages:
         assert first.poll() is None
         time.sleep(0.1)
     time.sleep(2)  # into the next stage
@@ -119,6 +119,6 @@ def test_an_interrupted_run_continues(tmp_path: Path, finished: int) -> None:
     second = subprocess.run(command, capture_output=True, text=True)
     report = json.loads(second.stdout.splitlines()[-1])
     assert [stage["name"] for stage in report["stages"]] == list(STAGES)
-    assert len(report["stages"]) > len(before) >= finished
+    assert len(report["stages"]) > len(before) >= stages
     for name, stage in before.items():
         assert stage["seconds"] == next(s["seconds"] for s in report["stages"] if s["name"] == name)
