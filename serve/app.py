@@ -132,7 +132,7 @@ def create_app(
     limits = limits or Limits()
     metrics = Metrics()
     engine = Engine(named, archives, limits, metrics, Traces(traces), blur, cache_bytes)
-    if retain and (elsewhere := sorted(archives.keys() - engine.folders.keys())):
+    if retain and (elsewhere := sorted(archives.keys() - engine.archives.folders.keys())):
         raise BadInput(
             f"archive {elsewhere[0]!r} lies in a database, from which nothing is removed by its age",
             remedy="Remove such images there, and leave --retain out.",
@@ -145,8 +145,8 @@ def create_app(
     engine.web = replace(
         pictures.web or Web(()), most=limits.body_bytes, seconds=min(FETCH_SECONDS, limits.seconds / 2)
     )
-    if jobs is None and engine.folders:
-        jobs = Jobs(next(iter(engine.folders.values())).path / "jobs.sqlite")
+    if jobs is None and engine.archives.folders:
+        jobs = Jobs(next(iter(engine.archives.folders.values())).path / "jobs.sqlite")
     runner = None if jobs is None else Runner(engine, jobs, engine.web, audit)
 
     @asynccontextmanager
@@ -161,7 +161,7 @@ def create_app(
                 tasks.start_soon(keep_to, engine, retain, metrics, audit)
             for rollout in engine.rollouts.values():
                 tasks.start_soon(rollout.follow)
-            if engine.folders:
+            if engine.archives.folders:
                 tasks.start_soon(generations.follow, engine, encoders)
             yield
             tasks.cancel_scope.cancel()

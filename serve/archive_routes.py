@@ -53,7 +53,7 @@ def archive_api(engine: Engine) -> APIRouter:
     @router.post("/search", tags=["search"], summary="Find images by text, by image, or by any mixture of both")
     async def search(asked: schemas.SearchRequest) -> schemas.SearchAnswer:
         name, found = await engine.search(await _query(engine, asked), asked.archive)
-        _, archive = engine.archive(name)
+        _, archive = engine.archives.named(name)
         hits = [_hit(hit, name, asked.explain) for hit in found]
         if asked.thumbnails is not None:
             for hit in hits:
@@ -77,7 +77,7 @@ def archive_api(engine: Engine) -> APIRouter:
 
     @router.get("/archives", tags=["items"], summary="What can be searched")
     async def archives() -> schemas.ArchiveList:
-        seen = engine.visible()
+        seen = engine.archives.visible()
 
         def look() -> list[schemas.ArchiveCard]:
             return [
@@ -107,7 +107,7 @@ def archive_api(engine: Engine) -> APIRouter:
                 if len(files) == 1:
                     raise
                 rejected.append(schemas.RejectedItem(name=name, reason=str(error)))
-        name, kept, notes = await engine.add(taken, archive) if taken else (engine.archive(archive)[0], [], [])
+        name, kept, notes = await engine.add(taken, archive) if taken else (engine.archives.named(archive)[0], [], [])
         items = [schemas.AddedItem(name=one.name, id=one.id, status=one.status) for one in kept]
         return schemas.ItemsAnswer(archive=name, items=items, rejected=rejected, notes=notes)
 

@@ -40,7 +40,7 @@ class Curated:
             NotFound: there is no such archive.
             BadInput: it holds no images.
         """
-        name, _ = self.engine.archive(archive)
+        name, _ = self.engine.archives.named(archive)
         state = await self.engine.looked_up(_state, name)
         known = self._found.get((name, what))
         if known is None or known[0] != state or known[1].cancelled():

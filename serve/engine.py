@@ -38,11 +38,11 @@ from retrieval.sources_web import Web
 from retrieval.stores import AnyArchive
 from retrieval.uploaded import drop
 from serve import calls
+from serve.archives import Archives, maker_of
 from serve.audit import note
 from serve.calls import Box, Kind, Model, kind_of
 from serve.drift import Drift
 from serve.items import COLUMNS, Item, decoded, item_of, pixels, spread
-from serve.keys import caller
 from serve.lanes import Lane
 from serve.limits import Limits, NotFound
 from serve.result_cache import Key, ResultCache, Seen
@@ -95,15 +95,14 @@ class Engine:
         self.results = ResultCache(cache_bytes, metrics) if cache_bytes else None
         self.blur = blur  # what is done to each picture that is taken in
         self.models, self.limits, self.metrics = dict(models), limits, metrics
-        # Each stays with its generation until the next one's encoder is here, see `serve.generations`.
-        self.archives = {name: _pinned(store) for name, store in archives.items()}
+        self.archives = Archives(archives)
         self.web = Web(())  # where pictures that requests name by address come from
         self.fetching = anyio.CapacityLimiter(8)
         self.warm = False
         self.failure: str | None = None  # why it will never be warm
         self._traces = traces or Traces()
-        self.encoder_of = {name: self._maker(name, archive) for name, archive in self.archives.items()}
-        usual = {self.encoder_of[name]: store for name, store in reversed(self.folders.items())}
+        self.encoder_of = {name: maker_of(name, archive, self.models) for name, archive in self.archives.items()}
+        usual = {self.encoder_of[name]: store for name, store in reversed(self.archives.folders.items())}
         self.drift = Drift(usual, metrics)
         self.background: set[asyncio.Task[Any]] = set()
         self.lanes: dict[str, Lane] = {}
@@ -121,18 +120,6 @@ class Engine:
     def lane(self, name: str) -> Lane:
         """A new lane for a model of this name."""
         return Lane(name, self.metrics, self.limits.seconds, self._traces)
-
-    def _maker(self, name: str, archive: AnyArchive) -> str:
-        encoders = {key: model for key, model in self.models.items() if kind_of(model) == "encoder"}
-        for key, model in encoders.items():
-            if model.fingerprint == archive.fingerprint:
-                return key
-        raise FingerprintMismatch(
-            f"archive {name!r} was built with another encoder than the server has",
-            expected=f"{archive.encoder}, fingerprint {archive.fingerprint[:12]}",
-            received=", ".join(f"{key}, {model.fingerprint[:12]}" for key, model in encoders.items()) or "no encoder",
-            remedy=f"Load {archive.encoder} as it was, or embed the images anew.",
-        )
 
     # Finding things.
 
@@ -154,47 +141,9 @@ class Engine:
             raise NotFound(f"this server has no {what}", remedy=f"Start it with one: foveal serve --{option} REF")
         raise NotFound(f"no {what} {name!r}", expected=f"one of {', '.join(choices)}")
 
-    def archive(self, name: str | None = None) -> tuple[str, AnyArchive]:
-        """(name, archive): the named one, else the default, of those that the caller's key may see; NotFound else."""
-        seen = self.visible()
-        if name is None and seen:
-            return next(iter(seen.items()))
-        if name in seen:
-            return name, seen[name]
-        if not seen:
-            raise NotFound("this server has no archive", remedy="Start it with one: foveal serve --archive DIR")
-        raise NotFound(f"no archive {name!r}", expected=f"one of {', '.join(seen)}")
-
-    @property
-    def folders(self) -> dict[str, Archive]:
-        """The archives that lie in folders of this machine."""
-        return {name: store for name, store in self.archives.items() if isinstance(store, Archive)}
-
-    def folder(self, name: str | None = None) -> tuple[str, Archive]:
-        """`archive`, for what only those in folders can do.
-
-        Raises:
-            BadInput: it lies in a database.
-            NotFound: as `archive`.
-        """
-        found, store = self.archive(name)
-        if not isinstance(store, Archive):
-            raise BadInput(
-                f"archive {found!r} lies in a database, where that cannot be done",
-                expected="an archive in a folder",
-                remedy="Such archives are searched here, and filled with: foveal archive add IMAGES --archive URI",
-            )
-        return found, store
-
-    def visible(self) -> dict[str, AnyArchive]:
-        """The archives that the caller's key may see."""
-        key = caller.get()
-        allowed = None if key is None else key.archives
-        return {name: store for name, store in self.archives.items() if allowed is None or name in allowed}
-
     async def item(self, id: str, archive: str | None = None) -> Item:
         """One image of an archive by its id; NotFound when no such image is in it."""
-        name, store = self.archive(archive)
+        name, store = self.archives.named(archive)
         if not ITEM_ID.fullmatch(id):
             raise NotFound(f"archive {name!r} has no item {id[:80]!r}")
         found = await anyio.to_thread.run_sync(store.items, [id], COLUMNS, limiter=self._searching)
@@ -205,12 +154,12 @@ class Engine:
 
     async def sample(self, count: int, archive: str | None = None) -> list[Item]:
         """Up to `count` images spread evenly over the archive, the same ones as long as it does not change."""
-        name, store = self.archive(archive)
+        name, store = self.archives.named(archive)
         return await anyio.to_thread.run_sync(spread, name, store, count, limiter=self._searching)
 
     async def looked_up(self, read: Callable[[Archive], T], archive: str | None = None) -> T:
-        """What `read` makes of an archive in a folder, off the event loop; raises as `folder`."""
-        _, store = self.folder(archive)
+        """What `read` makes of an archive in a folder, off the event loop; raises as `Archives.folder`."""
+        _, store = self.archives.folder(archive)
         return await anyio.to_thread.run_sync(read, store, limiter=self._searching)
 
     # Doing things.
@@ -235,7 +184,7 @@ class Engine:
             NotFound: its file is gone.
             BadImage: it cannot be decoded.
         """
-        _, store = self.archive(item.archive)
+        _, store = self.archives.named(item.archive)
         return await self._run("decode", self._decoding, pixels, store, item, min_side, self.blur)
 
     async def search(self, query: SearchQuery | EncodedQuery, archive: str | None = None) -> tuple[str, Results]:
@@ -243,7 +192,7 @@ class Engine:
         k = query.k if isinstance(query, SearchQuery) else query.query.k
         if k > self.limits.k:
             raise BadInput("k lies outside its range", expected=f"1 to {self.limits.k}", received=str(k))
-        name, store = self.archive(archive)
+        name, store = self.archives.named(archive)
         if isinstance(query, SearchQuery):
             key = self.encoder_of[name]
             call = functools.partial(encode_together, encoder=cast(Encoder, self.models[key]))
@@ -258,9 +207,9 @@ class Engine:
 
         Raises:
             NotFound: an item is not in the archive.
-            BadInput: as `folder`.
+            BadInput: as `Archives.folder`.
         """
-        name, store = self.folder(archive)
+        name, store = self.archives.folder(archive)
         judged = [Judgement(text, id, True) for id in right] + [Judgement(text, id, False) for id in wrong]
 
         def keep() -> None:
@@ -276,7 +225,7 @@ class Engine:
 
     async def unjudge(self, text: str, ids: Sequence[str], archive: str | None = None) -> int:
         """Takes back what people said of a text's hits; returns how many judgements that were."""
-        name, store = self.folder(archive)
+        name, store = self.archives.folder(archive)
         feedback = Feedback(store.path / "feedback.sqlite")
         gone = await anyio.to_thread.run_sync(feedback.remove, text, list(ids), limiter=self._writing)
         note(name, ids)
@@ -300,9 +249,9 @@ class Engine:
         Raises:
             NotBlurred: one was not `received` and could not be blurred; then none is taken in.
             Unavailable: another process is writing to the archive.
-            BadInput: as `folder`.
+            BadInput: as `Archives.folder`.
         """
-        name, store = self.folder(archive)
+        name, store = self.archives.folder(archive)
         encoder = cast(Encoder, self.models[self.encoder_of[name]])
         written = _writable(store)
         try:
@@ -319,7 +268,7 @@ class Engine:
             Unavailable: another process is writing to the archive.
         """
         item = await self.item(id, archive)
-        _, store = self.archive(item.archive)
+        _, store = self.archives.named(item.archive)
 
         def remove() -> None:
             if not isinstance(store, Archive):
@@ -335,7 +284,7 @@ class Engine:
 
     async def retain(self, archive: str, rule: Rule, tell: Callable[[Sequence[str]], None]) -> Retained:
         """Removes for good what an archive has kept too long; see `retrieval.retention.retain`."""
-        call = functools.partial(retain, _writable(self.folders[archive]), rule, tell=tell)
+        call = functools.partial(retain, _writable(self.archives.folders[archive]), rule, tell=tell)
         return await self._run("retain", self._writing, call)
 
     async def detect(
@@ -441,7 +390,7 @@ class Engine:
             NotFound: there is no vision-language model, or no archive.
             BadInput: see `retrieval.grounding.answer`.
         """
-        (name, vlm), (place, store) = self.model("vlm", model), self.archive(archive)
+        (name, vlm), (place, store) = self.model("vlm", model), self.archives.named(archive)
         encoder = self.models[self.encoder_of[place]]
 
         def say(questions: list[str]) -> list[GroundedAnswer]:
@@ -569,10 +518,6 @@ def _prompts(prompts: Sequence[str], most: int) -> list[str]:
     if twice:
         raise BadInput(f"the prompt {twice[0]!r} is given twice", remedy="Give each prompt once.")
     return cleaned
-
-
-def _pinned(store: AnyArchive) -> AnyArchive:
-    return store.at(store.settings) if isinstance(store, Archive) else store
 
 
 def _writable(store: Archive) -> Archive:

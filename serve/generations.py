@@ -26,7 +26,7 @@ async def follow(engine: Engine, load: Callable[[str], Encoder]) -> None:
     refused: dict[str, Settings] = {}  # what cannot be served, until the archive changes again
     while True:
         await asyncio.sleep(FOLLOW_SECONDS)
-        for name, store in engine.folders.items():
+        for name, store in engine.archives.folders.items():
             try:
                 settings = await anyio.to_thread.run_sync(Settings.read, store.path)
                 if settings.generation != store.settings.generation and settings != refused.get(name):
@@ -45,7 +45,7 @@ async def move(engine: Engine, name: str, settings: Settings, load: Callable[[st
     Raises:
         FovealError: the encoder cannot be loaded, or is not the one that made the vectors.
     """
-    store, old = engine.folders[name].at(settings), engine.encoder_of[name]
+    store, old = engine.archives.folders[name].at(settings), engine.encoder_of[name]
     key = next((k for k, m in engine.models.items() if m.fingerprint == settings.fingerprint), None)
     if key is None:
         encoder: Encoder = await anyio.to_thread.run_sync(load, settings.encoder)

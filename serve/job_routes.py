@@ -33,7 +33,7 @@ def job_api(engine: Engine, runner: Runner, web: Web) -> APIRouter:
 
     @router.post("", summary="Fetch pictures from the web into an archive", status_code=202)
     async def add(asked: schemas.JobRequest) -> schemas.Job:
-        name, _ = engine.folder(asked.archive)
+        name, _ = engine.archives.folder(asked.archive)
         await anyio.to_thread.run_sync(_check, web, asked.urls)
         key = caller.get()
         key = caller.get()

@@ -117,7 +117,7 @@ class Runner:
         }
         pictures = [(one.address, one.upload) for one in found if one.upload is not None]
         if pictures:
-            _, store = self._engine.folder(job.archive)
+            _, store = self._engine.archives.folder(job.archive)
             uploads = [upload for _, upload in pictures]
             ids, fresh = await self._off(lambda: _known(store, uploads))
             places = [address.place for (address, _), new in zip(pictures, fresh, strict=True) if new]

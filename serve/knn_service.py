@@ -70,7 +70,7 @@ def knn_service(engine: Engine, pictures: Pictures) -> APIRouter:
 
     @router.get("/indices-list", summary="The archives in folders")
     async def indices() -> list[str]:
-        return [name for name in engine.visible() if name in engine.folders]
+        return [name for name in engine.archives.visible() if name in engine.archives.folders]
 
     @router.post(
         "/knn-service",
@@ -79,7 +79,7 @@ def knn_service(engine: Engine, pictures: Pictures) -> APIRouter:
     )
     async def knn(request: Request) -> list[dict[str, Any]]:
         asked = await json_request(request, KnnRequest)
-        engine.folder(asked.indice_name)  # numbers of images are a folder's
+        engine.archives.folder(asked.indice_name)  # numbers of images are a folder's
         k = max(asked.num_images, min(asked.num_result_ids or 0, engine.limits.k))
         query = partial(SearchQuery, k=k, collapse=Collapse() if asked.deduplicate else None, anyway=True)
         name, hits = await engine.search(await _query(engine, web, asked, query), asked.indice_name)
@@ -98,7 +98,7 @@ def knn_service(engine: Engine, pictures: Pictures) -> APIRouter:
     @router.post("/metadata", summary="Metadata of images by their numbers", openapi_extra=_body(MetadataRequest))
     async def metadata(request: Request) -> list[dict[str, Any]]:
         asked = await json_request(request, MetadataRequest)
-        name, _ = engine.archive(asked.indice_name)
+        name, _ = engine.archives.named(asked.indice_name)
         records = await engine.looked_up(partial(_by_seq, seqs=asked.ids), name)
         note(name, [record["id"] for record in records])
         base = str(request.base_url)
@@ -118,7 +118,7 @@ async def _query(
     if len(given) != 1:
         raise BadRequest("there must be one thing to look for", expected=", ".join(WAYS), received=" and ".join(given))
     if asked.embedding_input:
-        _, archive = engine.folder(asked.indice_name)
+        _, archive = engine.archives.folder(asked.indice_name)
         # What it stands for nobody knows: as a text it has a name in whatever explains the hits.
         made = query(text="an embedding")
         return EncodedQuery(made, made.all_parts, (_unit(asked.embedding_input, archive),), archive.fingerprint, "")

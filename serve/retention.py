@@ -25,12 +25,12 @@ async def keep_to(engine: Engine, rules: Sequence[Rule], metrics: Metrics, audit
 
     Of several processes that serve an archive one does; another goes on once that one has ended.
     """
-    for name in engine.folders:
+    for name in engine.archives.folders:
         metrics.retained.labels(name)  # from zero on, so that the first one is a rise
         for outcome in ("done", "failed"):
             metrics.retention_runs.labels(name, outcome)
     async with anyio.create_task_group() as tasks:
-        for name, store in engine.folders.items():
+        for name, store in engine.archives.folders.items():
             tasks.start_soon(_keep, engine, name, FileLock(store.path / LOCK), rules, metrics, audit)
 
 

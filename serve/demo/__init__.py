@@ -71,7 +71,7 @@ def _pages(engine: Engine, job: ReviewJob | None) -> dict[str, Draw]:
         found["Ask"] = lambda page: ask.draw(engine, page)
     if job is not None:
         found["Review"] = lambda page: review.draw(job, page)
-    if engine.archives and next(iter(engine.archives)) in engine.folders:
+    if engine.archives and next(iter(engine.archives)) in engine.archives.folders:
         found["Curate"] = lambda page: curate.draw(engine, page)
     if engine.models:
         found["Models"] = lambda page: models.draw(engine, page)

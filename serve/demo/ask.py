@@ -167,7 +167,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
 
     async def start() -> str:
         """The archive's pictures to try."""
-        return show.strip(engine.archive()[0], await engine.sample(EXAMPLES)) if engine.archives else ""
+        return show.strip(engine.archives.named()[0], await engine.sample(EXAMPLES)) if engine.archives else ""
 
     at_work = busy(answers)
     manner = [mode, chosen, drawer, chips]

@@ -44,7 +44,7 @@ class CuratePage:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.curated = Curated(engine)
-        self.name, self.archive = engine.folder()
+        self.name, self.archive = engine.archives.folder()
 
     async def look(self, what: What) -> AsyncGenerator[Step]:
         """That it is being worked out, then what was found."""

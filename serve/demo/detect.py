@@ -192,7 +192,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
     async def examples() -> str:
         if not engine.archives:
             return ""
-        return show.strip(engine.archive()[0], await engine.sample(EXAMPLES))
+        return show.strip(engine.archives.named()[0], await engine.sample(EXAMPLES))
 
     at_work = busy(boxes)
     asked: list[Any] = [image, prompts, threshold]

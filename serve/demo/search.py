@@ -32,7 +32,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
         )  # fmt: skip
         go = gr.Button("Search", variant="primary", scale=1, min_width=110)
     bar = html(js=REGION, elem_id="fv-query")
-    here = it.names[0] in engine.folders
+    here = it.names[0] in engine.archives.folders
     example, columns = filters(engine.archives[it.names[0]])
     drawer = gr.Accordion("Refine, or search with a picture", open=False, elem_classes="fv-refine")
     with drawer, gr.Row():
@@ -79,7 +79,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
         if not many or it.name(asked) not in it.names:
             return *found[:-1], SKIP
         example, columns = filters(engine.archives[it.name(asked)])
-        here = it.name(asked) in engine.folders
+        here = it.name(asked) in engine.archives.folders
         found[2] = gr.Textbox(asked.words, visible=here)
         found[3] = gr.Textbox(asked.where, placeholder=example, info=columns)
         found[6] = gr.Checkbox(asked.fold, visible=here)
@@ -88,7 +88,7 @@ def draw(engine: Engine, page: gr.Blocks) -> None:
     async def turn(place: str | None, now: Shown) -> Page:
         """To another archive, with what can be looked for there too."""
         asked = replace(now.asked, archive=place or "", like="", region=None, liked=(), disliked=())
-        if it.name(asked) not in engine.folders:
+        if it.name(asked) not in engine.archives.folders:
             asked = replace(asked, words="", fold=False)
         return *values(asked), *(await it.find(asked))
 
