@@ -1,6 +1,6 @@
 """Embeddings over HTTP, by `foveal serve` and by infinity, of the same CLIP in transformers' form.
 
-    python3 -m venv peer && peer/bin/pip install 'infinity-emb[server,torch,vision]' 'transformers<4.50'
+    python3 -m venv peer && peer/bin/pip install 'infinity-emb[server,torch,vision]' 'transformers<4.50' aiohttp
     python -m benchmarks.bench_embeddings --infinity peer/bin/infinity_emb --out runs/embeddings.json
 
 The model is a CLIP ViT-B/32 with random weights, both its towers at their full size; a short vocabulary. Each server

@@ -85,12 +85,15 @@ class MilvusArchive:
             Unavailable: pymilvus is not installed, or the server does not answer.
         """
         place = Place.parse(str(uri), os.environ)
+        shown = str(uri).partition("?")[0]  # without the token
+        nothing = NoArchive(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
+        if place.vacant:  # connecting would make it
+            raise nothing
         rows = Collection(connect(place), place.collection)
         records = Records(rows)
         settings = records.settings() if rows.load() else None
         if settings is None:
-            shown = str(uri).partition("?")[0]  # without the token
-            raise NoArchive(f"no archive at {place}", remedy=f"Build one: foveal archive add IMAGES --archive {shown}")
+            raise nothing
         return cls(place, rows, records, settings)
 
     @property

@@ -51,6 +51,11 @@ class Place:
         token = parse_qs(parts.query).get("token", [environment.get(TOKEN, "")])[0]
         return cls(server, database if parts.netloc else "", collection, token)
 
+    @property
+    def vacant(self) -> bool:
+        """Whether it would be a file of Milvus Lite that is not there."""
+        return self.server.endswith(".db") and not os.path.exists(self.server)
+
     def __str__(self) -> str:
         return "/".join(part for part in (self.server, self.database, self.collection) if part)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # xyxy pixels
 Model = Encoder | Detector | OpenDetector | VisionLanguageModel | Labeller | ExemplarMemory
+TEXT_INPUTS, TEXT_QUERIES = "texts", "text queries"  # keys of an encoder's work without pictures
 Kind = Literal["encoder", "detector", "open-detector", "vlm", "labeller", "memory"]
 
 
@@ -51,7 +52,9 @@ async def warm_up(lane: Lane, model: Model) -> None:
         return
     grey, kind = pillow.new("RGB", (640, 480), (127, 127, 127)), kind_of(model)
     if kind == "encoder":
-        await lane.measure(functools.partial(embedded, cast(Encoder, model)), (["a photo"], [grey]))
+        call = functools.partial(embedded, cast(Encoder, model))
+        await lane.measure(call, ([], [grey]))
+        await lane.measure(call, (["a photo"], []), (TEXT_INPUTS, TEXT_QUERIES))  # which are worth far larger batches
     elif kind == "labeller":
         await lane.measure(cast(Labeller, model).label, grey)
     elif kind == "memory":

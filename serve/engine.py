@@ -197,7 +197,8 @@ class Engine:
             key = self.encoder_of[name]
             call = functools.partial(encode_together, encoder=cast(Encoder, self.models[key]))
             weight = len(query.parts_to_encode)
-            query = await self.lanes[key].run("encode", call, query, key="queries", weight=weight)
+            kind = "queries" if any(part.image is not None for part in query.parts_to_encode) else calls.TEXT_QUERIES
+            query = await self.lanes[key].run("encode", call, query, key=kind, weight=weight)
         found = await self._run("search", self._searching, store.answer, query)
         note(name, [hit.id for hit in found])
         return name, found
@@ -445,7 +446,9 @@ class Engine:
         name, encoder = self.model("encoder", model)
         call = functools.partial(calls.embedded, encoder)
         weight = max(1, len(texts) + len(images))
-        vectors = await self.lanes[name].run("encode", call, (texts, images), weight=weight)
+        vectors = await self.lanes[name].run(
+            "encode", call, (texts, images), key=None if images else calls.TEXT_INPUTS, weight=weight
+        )
         self.drift.embedded(name, vectors[len(texts) :])
         return name, vectors
 
@@ -461,7 +464,8 @@ class Engine:
         are worth."""
         for name, lane in self.lanes.items():
             await calls.warm_up(lane, self.models[name])
-            log.info("%s is warm, %d to a batch", name, lane.most)
+            apart = f", {lane.sizes[calls.TEXT_INPUTS]} texts" if calls.TEXT_INPUTS in lane.sizes else ""
+            log.info("%s is warm, %d to a batch%s", name, lane.most, apart)
         for rollout in self.rollouts.values():
             await warm(rollout.production.lane, rollout.production.model)
         # Millions of objects of the libraries stay for good: a full collection that walks them stops all for 0.3 s.

@@ -1,7 +1,8 @@
 """A lane for each model: requests that can be answered together go through it together, on a thread of the model's own.
 
 A free lane starts at once with whatever is waiting, so that nobody waits for company while the model is idle; while it
-is busy requests gather, and batches grow by themselves, up to the size that was measured to pay (`Lane.measure`).
+is busy requests gather, and batches grow by themselves, up to the size that was measured to pay for such work
+(`Lane.measure`).
 One thread a model, because two forward passes at once share the same cores and only lengthen both, and because the
 numeric libraries keep a team of workers for each thread that calls them.
 """
@@ -13,7 +14,7 @@ import contextvars
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -43,7 +44,7 @@ class Overloaded(Unavailable):
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    key: Hashable
+    key: tuple[str, Hashable]  # stage, and what else requests have in common that can be answered together
     call: Callable[[list[Any]], Sequence[Any]]
     item: Any
     weight: int
@@ -63,6 +64,7 @@ class Lane:
 
     def __init__(self, name: str, metrics: Metrics, deadline: float, traces: Traces | None = None) -> None:
         self.name, self.most, self._metrics, self._deadline = name, 1, metrics, deadline
+        self.sizes: dict[Hashable, int] = {}  # by key, where a batch of it may be larger or smaller than `most`
         self._traces = traces or Traces()
         self._waiting: deque[_Job] = deque()
         self._seconds: dict[Hashable, float] = {}  # by key: running mean a unit of weight
@@ -105,8 +107,12 @@ class Lane:
         queued = sum(job.weight * self._seconds.get(job.key, 0.0) for job in self._waiting if not job.done.done())
         return queued + max(0.0, self._busy_until - time.perf_counter())
 
-    async def measure(self, call: Callable[[list[I]], Sequence[Any]], item: I) -> None:
-        """Finds the batch size: the smallest with almost the best throughput of those that stay under half a second."""
+    async def measure(self, call: Callable[[list[I]], Sequence[Any]], item: I, keys: Collection[Hashable] = ()) -> None:
+        """Finds the batch size: the smallest with almost the best throughput of those that stay under half a second.
+
+        Args:
+            keys: of the work that it is for; none: for all that is not measured apart.
+        """
         seconds: dict[int, float] = {}
         await self._on_thread(call, [item])
         size = 1
@@ -121,7 +127,9 @@ class Lane:
                 break
             size *= 2
         best = min(seconds.values())
-        self.most = next(size for size, each in seconds.items() if each <= best * WORTH)
+        found = next(size for size, each in seconds.items() if each <= best * WORTH)
+        self.sizes.update(dict.fromkeys(keys, found))
+        self.most = self.most if keys else found
 
     async def retire(self) -> None:
         """Lets the thread go once all that waits is answered."""
@@ -157,8 +165,9 @@ class Lane:
         """The longest waiting request and those that fit beside it; whoever has gone away is passed over."""
         waiting = [job for job in self._waiting if not job.done.done()]
         taken: list[_Job] = []
-        room = self.most
+        room = 0
         for job in waiting:
+            room = room if taken else self.sizes.get(job.key[1], self.most)
             if not taken or (job.key == taken[0].key and job.weight <= room):
                 taken.append(job)
                 room -= job.weight
@@ -184,7 +193,7 @@ class Lane:
                 job.done.set_result(result)
 
     async def _timed(self, jobs: list[_Job]) -> Sequence[Any]:
-        stage = jobs[0].key[0] if isinstance(jobs[0].key, tuple) else ""
+        stage = jobs[0].key[0]
         waits = [job.wait for job in jobs]
         with self._metrics.stage.labels(stage).time(), self._traces.batch(self.name, stage, waits):
             began = time.perf_counter()

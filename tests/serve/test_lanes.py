@@ -6,17 +6,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from foveal.detections import Detections
+from foveal.detections import Detections, FloatArray
 from serve.app import create_app
+from serve.engine import Engine
 from serve.lanes import Lane, Overloaded
 from serve.limits import Limits
 from serve.metrics import Metrics
-from tests.serve.conftest import ColourDetector, draw
+from tests.serve.conftest import ColourDetector, ColourEncoder, draw
 from tests.serve.test_app import b64, error
 
 
@@ -132,6 +134,35 @@ def test_batches_are_as_large_as_it_pays(monkeypatch: pytest.MonkeyPatch) -> Non
     assert asyncio.run(most(0, 0.03)) == 1
     assert asyncio.run(most(0.02, 0.02)) == 16  # twice as many would hold others up for longer than half a second
     assert asyncio.run(most(9, 1)) == 1
+
+
+def test_texts_go_together_in_batches_of_their_own_size() -> None:
+    class Uneven(ColourEncoder):
+        """Pictures take ten times what a batch of texts does."""
+
+        sizes: ClassVar[list[int]] = []
+
+        def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+            self.sizes.append(len(texts))
+            time.sleep(0.02)
+            return super().encode_texts(texts)
+
+        def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+            time.sleep(0.2 * len(images))
+            return super().encode_images(images)
+
+    async def main() -> None:
+        engine = Engine({"encoder": Uneven()}, {}, Limits(), Metrics())
+        await engine.warm_up()
+        assert engine.lanes["encoder"].most == 1
+        assert engine.lanes["encoder"].sizes["texts"] >= 16
+        Uneven.sizes.clear()
+        image = Image.new("RGB", (8, 8))
+        await asyncio.gather(engine.embed(images=[image]), *(engine.embed(["red"]) for _ in range(16)))
+        assert max(Uneven.sizes) == 16
+        engine.close()
+
+    asyncio.run(main())
 
 
 class Slow(ColourDetector):

@@ -128,11 +128,10 @@ def test_its_figures_do_without_it_while_it_is_gone(archive: AnyArchive, monkeyp
 
 
 def test_a_place_in_a_database_can_be_named_on_the_command_line(tmp_path: Path) -> None:
-    with (
-        pytest.raises(BadInput, match="no archive at"),
-        Launch(archives=(f"milvus://{tmp_path}/lite.db/depot",)).application(),
-    ):
+    place = f"milvus://{tmp_path}/a/lite.db/depot"
+    with pytest.raises(BadInput, match="no archive at"), Launch(archives=(place,)).application():
         pass
+    assert not any(tmp_path.iterdir())
 
 
 class OtherEncoder(ColourEncoder):
