@@ -103,7 +103,7 @@ def test_a_name_that_leads_inside_is_refused(tmp_path: Path, web_server: Shelf) 
 
 
 def test_a_host_that_drips_is_not_waited_for(web_server: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "FETCH_SECONDS", 0.3)
+    monkeypatch.setattr(application, "FETCH_SECONDS", 1.0)
     app = create_app(detector=ColourDetector(), pictures=Pictures(web=web()), limits=Limits(at_once=64))
     with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(20) as pool:
         began = time.monotonic()
@@ -112,5 +112,5 @@ def test_a_host_that_drips_is_not_waited_for(web_server: Shelf, monkeypatch: pyt
         assert client.get("/livez").status_code == 200
         assert time.monotonic() - began < 1
         for one in slow:
-            assert "not here within 0.3 s" in error(one.result(), 422)["message"]
-        assert time.monotonic() - began < 4
+            assert "not here within 1 s" in error(one.result(), 422)["message"]
+        assert time.monotonic() - began < 6
