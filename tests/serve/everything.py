@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from foveal.dataset import Dataset, Sample
+from foveal.errors import BadInput
+from foveal.generation import GREEDY, Asking, Reply, Style
 from retrieval.archive import Archive
 from retrieval.memory import ExemplarMemory
 from serve.app import create_app
@@ -39,6 +41,24 @@ LABELS = (
 LIMITS = Limits(body_bytes=400_000, pixels=1_000_000, texts=8, prompts=4, k=20)
 
 
+class ColourConverser(ColourTalker):
+    """The same in conversations, a word at a time; as JSON it answers nothing."""
+
+    def generate(self, asked: Sequence[Asking], style: Style = GREEDY) -> list[Reply]:
+        if style.schema is not None:
+            raise BadInput("it does not speak JSON")
+        return [self._reply(one, style.max_tokens) for one in asked]
+
+    def _reply(self, one: Asking, most: int) -> Reply:
+        words = self.answer(one.image, one.question).split()
+        said = [word for number, word in enumerate(words[:most]) if self._goes_on(one, words[: number + 1])]
+        return Reply(" ".join(said), len(one.question.split()), len(said), len(said) == len(words))
+
+    @staticmethod
+    def _goes_on(one: Asking, said: list[str]) -> bool:
+        return one.heard is None or one.heard(" ".join(said))
+
+
 def everything(folder: Path, keys: Keys | None = None, pictures: Pictures | None = None) -> FastAPI:
     """An archive `depot` of twelve pictures, and one model of each kind."""
     samples: list[Sample] = []
@@ -55,7 +75,7 @@ def everything(folder: Path, keys: Keys | None = None, pictures: Pictures | None
         encoder=ColourEncoder(),
         detector=ColourDetector(),
         open_detector=ColourOpenDetector(),
-        vlm=ColourTalker(),
+        vlm=ColourConverser(),
         labeller=ColourLabeller(),
         memory=ExemplarMemory.build(ColourEncoder(), Dataset.build(samples, tuple(COLOURS))),
         corrections=Corrections(folder / "corrections.sqlite"),
