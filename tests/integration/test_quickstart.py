@@ -100,7 +100,8 @@ def test_an_interrupted_run_continues(tmp_path: Path, stages: int) -> None:
         ("archive", 48),
         ("adapt.max_seconds", 6),
         ("teach.max_seconds", 6),
-        ("distill.max_seconds", 8),
+        ("distill.epochs", 80),  # steps, as above
+        ("prelabel.target_precision", 0.6),
     ):
         command += ["--set", f"{key}={value}"]
 
@@ -117,6 +118,7 @@ def test_an_interrupted_run_continues(tmp_path: Path, stages: int) -> None:
     first.wait(120)
     before = done()
     second = subprocess.run(command, capture_output=True, text=True)
+    assert second.stdout, second.stderr[-2000:]
     report = json.loads(second.stdout.splitlines()[-1])
     assert [stage["name"] for stage in report["stages"]] == list(STAGES)
     assert len(report["stages"]) > len(before) >= stages
