@@ -4,12 +4,21 @@
 #   $SECRETS/label_studio_api_key  put into the environment, where `foveal serve --label-studio` looks for it
 set -eu
 secrets=${FOVEAL_SECRETS:-/run/secrets}
-state=${FOVEAL_STATE:-/run/foveal}
+state=${FOVEAL_STATE:-/tmp/foveal}
+umask 077
+mkdir -p "$state"
+for secret in keys.sqlite label_studio_api_key; do
+    if [ -f "$secrets/$secret" ] && [ ! -r "$secrets/$secret" ]; then
+        echo "foveal: $secrets/$secret cannot be read by user $(id -u), which the server runs as: change the file's owner" >&2
+        exit 1
+    fi
+done
 if [ -f "$secrets/keys.sqlite" ]; then
-    (umask 077 && cat "$secrets/keys.sqlite" >"$state/keys.sqlite")
+    cat "$secrets/keys.sqlite" >"$state/keys.sqlite"
 fi
 if [ -f "$secrets/label_studio_api_key" ]; then
     LABEL_STUDIO_API_KEY=$(cat "$secrets/label_studio_api_key")
     export LABEL_STUDIO_API_KEY
 fi
+umask 022
 exec "$@"

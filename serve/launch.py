@@ -99,6 +99,7 @@ class Launch(BaseModel):
         models: dict[str, Model],
         figures: Callable[[], Awaitable[bytes]] | None,
     ) -> FastAPI:
+        keys = self._keys()
         archives = self._archives()
         encoders = {store.fingerprint: store.encoder for store in archives.values()}
         loaded = [self._encoder(reference) for reference in encoders.values()]
@@ -123,7 +124,7 @@ class Launch(BaseModel):
             corrections=told,
             review=ReviewJob(self.review, self.gold, told) if self.review else None,
             jobs=Jobs(self.jobs) if self.jobs else None,
-            keys=Keys(self.keys, self._spending()) if self.keys else None,
+            keys=keys,
             audit=Audit(self.audit) if self.audit else None,
             blur=load_blur(self.blur, self.blur_prompts, self.blur_threshold, self.registry),
             retain=[Rule.parse(rule) for rule in self.retain],
@@ -146,6 +147,17 @@ class Launch(BaseModel):
                 )
             found[store.name] = store
         return found
+
+    def _keys(self) -> Keys | None:
+        if self.keys is None:
+            return None
+        keys = Keys(self.keys, self._spending())
+        if not keys.list():
+            raise BadInput(
+                f"{self.keys} holds no keys: nobody would be let in",
+                remedy=f"foveal keys add NAME --verb search --keys {self.keys}, or name the file that holds them.",
+            )
+        return keys
 
     def _encoder(self, reference: str) -> Encoder:
         return load_encoder(reference, self.device, self.runtime)

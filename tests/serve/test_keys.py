@@ -23,6 +23,7 @@ from serve.app import create_app
 from serve.audit import Audit
 from serve.keys import DAY, VERBS, Keys, Refused, TooOften, verb_of
 from serve.server import serve
+from tests.command import foveal
 from tests.serve.conftest import ColourDetector, ColourEncoder, draw
 from tests.serve.test_app import b64, error
 
@@ -256,6 +257,15 @@ def test_nobody_else_is_served_without_keys() -> None:
     app = create_app(detector=ColourDetector())
     with pytest.raises(BadInput, match="keys"):
         serve(app, "0.0.0.0", 0)
+
+
+def test_a_file_without_keys_is_noticed_at_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "kyes.sqlite"
+    shown = foveal("serve", "--archive", "not/here", "--keys", str(file))  # before models are loaded
+    assert shown.code == 1
+    assert f"foveal keys add NAME --verb search --keys {file}" in shown.error
+    file.write_text("U1FMaXRlIGZvcm1hdCAz" * 100)
+    assert "not a database" in foveal("serve", "--archive", "not/here", "--keys", str(file)).error
 
 
 def test_a_web_page_cannot_reach_a_local_server_by_a_name_of_its_own(app: FastAPI) -> None:
