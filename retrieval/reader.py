@@ -215,6 +215,7 @@ class Reader:
                     "images": len(part),
                     "index": part.index.kind,
                     "tuning": None if part.index.tuning is None else asdict(part.index.tuning.chosen),
+                    "gpu": part.index.gpu is not None and part.index.gpu.works,
                 }
                 for part in view.parts[:indexed]
             ],

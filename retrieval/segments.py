@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from foveal.artifacts import file_hash, write_text
 from foveal.detections import IntArray
 from foveal.errors import IntegrityError
+from retrieval.gpu import on_gpu
 from retrieval.index import IndexSettings, Tuning, VectorIndex, Vectors
 from retrieval.table import Table
 from retrieval.told import COLUMNS, Told
@@ -169,7 +170,10 @@ class SegmentStore:
         except (RuntimeError, ValueError, EOFError) as error:
             raise IntegrityError(f"index segment {path} cannot be read: {error}", remedy=_REMEDY) from error
         tuning = None if entry["tuning"] is None else Tuning.from_json(entry["tuning"])
-        return Segment(name, seqs, Told(batch["told"]), VectorIndex(index, entry["kind"], tuning))
+        found = VectorIndex(index, entry["kind"], tuning)
+        if tuning is not None:
+            found = replace(found, gpu=on_gpu(found.store))
+        return Segment(name, seqs, Told(batch["told"]), found)
 
 
 _REMEDY = "Run `foveal archive check` to rebuild the index."
