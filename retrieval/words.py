@@ -146,10 +146,13 @@ class Words:
             version, last = _state(database)
             if version >= view.table.version:  # an older view would bring back the texts of deleted rows
                 return
-            indexed = np.array(database.execute("SELECT id FROM words_docsize").fetchall(), dtype=np.int64).reshape(-1)
-            gone = indexed[~contained(indexed, view.seqs)]
-            database.executemany("DELETE FROM words WHERE rowid = ?", ((seq,) for seq in gone.tolist()))
-            self._insert(database, view, view.seqs[view.seqs > last])
+            new = int(np.searchsorted(view.seqs, last, side="right"))
+            (held,) = database.execute("SELECT count(*) FROM words_docsize").fetchone()
+            if held != new:  # rows up to the last one were all indexed, so fewer means that some are gone
+                indexed = np.array(database.execute("SELECT id FROM words_docsize").fetchall(), np.int64).reshape(-1)
+                gone = indexed[~contained(indexed, view.seqs)]
+                database.executemany("DELETE FROM words WHERE rowid = ?", ((seq,) for seq in gone.tolist()))
+            self._insert(database, view, view.seqs[new:])
 
     def _build(self, view: Snapshot) -> None:
         """A new file, swapped in for the old one; the lock is held."""
