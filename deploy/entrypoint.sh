@@ -14,6 +14,7 @@ for secret in keys.sqlite label_studio_api_key; do
     fi
 done
 if [ -f "$secrets/keys.sqlite" ]; then
+    rm -f "$state"/keys.sqlite "$state"/keys.sqlite-* # of a start before: SQLite would play its journal into the new file
     cat "$secrets/keys.sqlite" >"$state/keys.sqlite"
 fi
 if [ -f "$secrets/label_studio_api_key" ]; then
