@@ -114,6 +114,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     device: DeviceName = None,
     runtime: EncoderRuntime = "torch",
+    gpu_search: Annotated[
+        bool, typer.Option("--gpu-search", help="Hold archives' vectors on the first GPU as well; needs faiss-gpu.")
+    ] = False,
     workers: Annotated[
         int,
         typer.Option(
@@ -165,6 +168,7 @@ def serve(
         registry=registry,
         device=device,
         runtime=runtime,
+        gpu_search=gpu_search,
         share=share,
         bars=tuple(bar or ()),
         otlp=otlp,

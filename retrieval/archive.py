@@ -84,7 +84,9 @@ class Archive(Reader):
 
     def at(self, settings: Settings) -> Archive:
         """Another generation of the same archive, whichever is served."""
-        return Archive(self.path, settings, pinned=True)
+        other = Archive(self.path, settings, pinned=True)
+        other._segments.gpu = self._segments.gpu
+        return other
 
     def add(
         self,

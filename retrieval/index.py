@@ -28,6 +28,7 @@ EFFORTS = sorted({n for e in range(17) for n in (2**e, 3 * 2**e // 2)})  # 1, 2,
 SUBSET_QUERIES = 12  # of each of four kinds
 SUBSET_RECALL = 0.97  # that an approximate search of a subset must keep, or what the whole index keeps if that is less
 SPARE = 16  # candidates of a GPU beyond those asked for, as it compares in half precision
+RESCORED_BYTES = 64 * 2**20  # of its candidates' vectors at a time
 GATHER_BYTES = 32 * 2**20  # of a subset's vectors, up to which they are copied to be searched on their own
 
 
@@ -188,8 +189,12 @@ class VectorIndex:
         position = gpu.candidates(queries, min(wanted, len(self)))
         if position is None:
             return None
-        vectors = self.store.reconstruct_batch(position.reshape(-1)).reshape(*position.shape, -1)
-        similarity = np.einsum("qd,qcd->qc", queries, vectors)
+        similarity = np.empty(position.shape, np.float32)
+        size = max(1, RESCORED_BYTES // (4 * position.shape[1] * queries.shape[1]))
+        for start in range(0, len(queries), size):
+            some = slice(start, start + size)
+            vectors = self.store.reconstruct_batch(position[some].reshape(-1)).reshape(*position[some].shape, -1)
+            similarity[some] = np.einsum("qd,qcd->qc", queries[some], vectors)
         if among is not None:
             similarity[~contained(position, among.positions)] = -np.inf
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]

@@ -18,6 +18,7 @@ import numpy as np
 from foveal.detections import FloatArray
 from foveal.errors import BadInput, FingerprintMismatch, IntegrityError
 from foveal.models import Encoder
+from retrieval.gpu import Gpu
 from retrieval.index import Subset
 from retrieval.measure import RecallReport, measure
 from retrieval.quarantine import Quarantine
@@ -86,6 +87,14 @@ class Reader:
             return view.table.take(view.rows[::every][:count], ["id"])["id"].to_pylist()
 
         return self._steady(run)
+
+    def search_on(self, gpu: Gpu) -> None:
+        """Has segments searched on a GPU as well, from the first search on: exactly, where there is no filter.
+
+        To be called before anything is searched. Where more than some 2,000 images of a segment have been deleted and
+        it was not merged yet, or as many hits are asked for, the CPU searches it.
+        """
+        self._segments.gpu = gpu
 
     def quarantined(self) -> list[tuple[str, str]]:
         """Every file that could not be added so far, with the reason."""
@@ -215,7 +224,6 @@ class Reader:
                     "images": len(part),
                     "index": part.index.kind,
                     "tuning": None if part.index.tuning is None else asdict(part.index.tuning.chosen),
-                    "gpu": part.index.gpu is not None and part.index.gpu.works,
                 }
                 for part in view.parts[:indexed]
             ],

@@ -22,7 +22,7 @@ import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 from foveal.artifacts import file_hash, write_text
 from foveal.detections import IntArray
 from foveal.errors import IntegrityError
-from retrieval.gpu import on_gpu
+from retrieval.gpu import Gpu
 from retrieval.index import IndexSettings, Tuning, VectorIndex, Vectors
 from retrieval.table import Table
 from retrieval.told import COLUMNS, Told
@@ -51,6 +51,7 @@ class SegmentStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.gpu: Gpu | None = None  # that holds the vectors of segments loaded from now on
         self._loaded: dict[str, Segment] = {}
 
     def entries(self) -> list[dict[str, Any]]:
@@ -74,7 +75,9 @@ class SegmentStore:
         """
         for attempt in range(3):
             try:
-                segments = [self._loaded.get(entry["name"]) or self._read(entry) for entry in self.entries()]
+                entries = self.entries()
+                self._release({entry["name"] for entry in entries})
+                segments = [self._loaded.get(entry["name"]) or self._read(entry) for entry in entries]
             except FileNotFoundError as error:
                 if attempt == 2:
                     raise IntegrityError(f"index segment {error.filename} is missing", remedy=_REMEDY) from error
@@ -156,6 +159,12 @@ class SegmentStore:
                     problems.append(f"index file {path} has changed since it was written")
         return problems
 
+    def _release(self, kept: set[str]) -> None:
+        """Makes room on the GPU for what follows segments that others may still be searching."""
+        for name, segment in self._loaded.items():
+            if name not in kept and segment.index.gpu is not None:
+                segment.index.gpu.release()
+
     def _read(self, entry: dict[str, Any]) -> Segment:
         name = entry["name"]
         path = self.folder / f"{name}.faiss"
@@ -171,8 +180,8 @@ class SegmentStore:
             raise IntegrityError(f"index segment {path} cannot be read: {error}", remedy=_REMEDY) from error
         tuning = None if entry["tuning"] is None else Tuning.from_json(entry["tuning"])
         found = VectorIndex(index, entry["kind"], tuning)
-        if tuning is not None:
-            found = replace(found, gpu=on_gpu(found.store))
+        if self.gpu is not None and tuning is not None:
+            found = replace(found, gpu=self.gpu.hold(found.store))
         return Segment(name, seqs, Told(batch["told"]), found)
 
 

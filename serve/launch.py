@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from distill.prelabel import load_labeller
 from foveal.errors import BadInput
 from foveal.models import Encoder, Runtime, VisionLanguageModel, load_encoder, load_open_detector, load_vlm
+from retrieval.archive import Archive
 from retrieval.blur import load_blur
+from retrieval.gpu import Gpu
 from retrieval.memory import ExemplarMemory
 from retrieval.memory_files import Stored
 from retrieval.retention import Rule
@@ -65,6 +67,7 @@ class Launch(BaseModel):
     registry: Path = Path("runs/registry")
     device: str | None = None
     runtime: Runtime = "torch"
+    gpu_search: bool = False
     share: float = 0.1
     bars: tuple[str, ...] = ()
     otlp: str | None = None
@@ -146,6 +149,13 @@ class Launch(BaseModel):
                     remedy="Rename the folder or collection of one.",
                 )
             found[store.name] = store
+        if self.gpu_search:
+            folders = [store for store in found.values() if isinstance(store, Archive)]
+            if not folders:
+                raise BadInput("no archive here is searched by faiss", remedy="Leave --gpu-search away.")
+            gpu = Gpu()
+            for store in folders:
+                store.search_on(gpu)
         return found
 
     def _keys(self) -> Keys | None:

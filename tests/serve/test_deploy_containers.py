@@ -143,7 +143,9 @@ def test_what_is_mounted_is_declared() -> None:
     for pod, others in ((POD["spec"], set[str]()), (FILL["spec"], {"foveal-images"})):
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == set(volumes)
-        claimed = [one["persistentVolumeClaim"]["claimName"] for one in volumes.values() if "persistentVolumeClaim" in one]
+        claimed = [
+            one["persistentVolumeClaim"]["claimName"] for one in volumes.values() if "persistentVolumeClaim" in one
+        ]
         assert sorted(claimed) == sorted(claims | others)
     volumes = {volume["name"]: volume for volume in POD["spec"]["volumes"]}
     secrets = {secret["metadata"]["name"]: secret["data"] for secret in _kind("Secret")}
