@@ -15,7 +15,7 @@ import numpy as np
 
 from foveal.detections import BoolArray, FloatArray, IntArray
 from foveal.errors import BadInput
-from retrieval.gpu import MOST, OnGpu
+from retrieval.gpu import OnGpu
 
 faiss: Any = _faiss  # its wrappers are written at import, so a type checker sees other signatures
 
@@ -27,8 +27,6 @@ CHUNK = 65_536  # vectors read at a time
 EFFORTS = sorted({n for e in range(17) for n in (2**e, 3 * 2**e // 2)})  # 1, 2, 3, 4, 6, 8, 12, ...
 SUBSET_QUERIES = 12  # of each of four kinds
 SUBSET_RECALL = 0.97  # that an approximate search of a subset must keep, or what the whole index keeps if that is less
-SPARE = 16  # candidates of a GPU beyond those asked for, as it compares in half precision
-RESCORED_BYTES = 64 * 2**20  # of its candidates' vectors at a time
 GATHER_BYTES = 32 * 2**20  # of a subset's vectors, up to which they are copied to be searched on their own
 
 
@@ -170,35 +168,16 @@ class VectorIndex:
         k = min(k, len(self) if among is None else len(among))
         if self.tuning is None or k == 0:
             return self.exact(queries, k, among)
-        if self.gpu is not None and (found := self._through(self.gpu, queries, k, among)) is not None:
-            return found
+        if self.gpu is not None:
+            left_out, bits = (0, None) if among is None else (len(self) - len(among), among.bits)
+            if (found := self.gpu.search(queries, k, left_out, bits)) is not None:
+                return found
         parameters = self.plain if among is None and k >= TUNE_K else self._parameters(k, among)
         similarity, position = self.index.search(queries, k, params=parameters)
         short = position[:, -1] < 0  # what is missing is missing at the end
         if short.any():
             similarity[short], position[short] = self.exact(queries[short], k, among)
         return similarity, position
-
-    def _through(
-        self, gpu: OnGpu, queries: FloatArray, k: int, among: Subset | None
-    ) -> tuple[FloatArray, IntArray] | None:
-        """`exact` by a GPU; None where more positions are left out, as by a filter, than it can pass over."""
-        wanted = k + SPARE + (0 if among is None else len(self) - len(among))
-        if wanted > MOST:
-            return None
-        position = gpu.candidates(queries, min(wanted, len(self)))
-        if position is None:
-            return None
-        similarity = np.empty(position.shape, np.float32)
-        size = max(1, RESCORED_BYTES // (4 * position.shape[1] * queries.shape[1]))
-        for start in range(0, len(queries), size):
-            some = slice(start, start + size)
-            vectors = self.store.reconstruct_batch(position[some].reshape(-1)).reshape(*position[some].shape, -1)
-            similarity[some] = np.einsum("qd,qcd->qc", queries[some], vectors)
-        if among is not None:
-            similarity[~contained(position, among.positions)] = -np.inf
-        order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(position, order, axis=1)
 
     def exact(self, queries: FloatArray, k: int, among: Subset | None = None) -> tuple[FloatArray, IntArray]:
         """The true best k `among` positions (all when None) -> similarities and positions (Q, min(k, among))."""

@@ -107,7 +107,7 @@ def similarities(archive: Archive, k: int, filter: str | None = None) -> np.ndar
 
 
 def test_a_gpu_makes_searches_exact(archive: Archive, made: list[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.index.RESCORED_BYTES", 10_000)  # a few queries at a time
+    monkeypatch.setattr("retrieval.gpu.RESCORED_BYTES", 10_000)  # a few queries at a time
     np.testing.assert_allclose(similarities(archive, 10), best(EVERYTHING, 10), atol=1e-5)
     (copy,) = made
     assert copy.asked == [10 + 16]

@@ -99,7 +99,7 @@ def test_the_image_holds_the_packages_and_nothing_else() -> None:
     assert re.findall(r"^FROM (\S+)", CONTAINERFILE, flags=re.MULTILINE) == ["python:3.11-slim"] * 2
     (user,) = re.findall(r"^USER (\d+):\d+", CONTAINERFILE, flags=re.MULTILINE)
     assert int(user) == POD["spec"]["securityContext"]["runAsUser"] > 0
-    assert {"/tmp"} <= set(SERVICES["foveal"]["tmpfs"])
+    assert "/tmp" in SERVICES["foveal"]["tmpfs"]
 
 
 def test_pods_are_locked_down() -> None:
