@@ -20,7 +20,7 @@ from adapt.settings import Settings
 from foveal import adapters, artifacts
 from foveal.errors import BadInput, FovealError
 from foveal.progress import Progress
-from foveal.runtime import native_bfloat16
+from foveal.runtime import fast_bfloat16
 
 REPORT, PAGE, SKIPPED = "report.json", "report.html", "skipped.jsonl"
 
@@ -201,7 +201,7 @@ def train(job: Job, settings: Settings, work: Path, checkpoint: Path | None, pro
             f"a batch of {share} cannot be worked through {piece} at a time",
             remedy="Set micro_batch to a divisor of batch.",
         )
-    bf16 = native_bfloat16(job.device) if settings.precision == "auto" else settings.precision == "bfloat16"
+    bf16 = fast_bfloat16(job.device) if settings.precision == "auto" else settings.precision == "bfloat16"
     with _tensorboard(work / "tensorboard"):
         trainer = AdapterTrainer(
             budget,

@@ -30,7 +30,7 @@ class Settings(BaseModel):
     max_seconds: float | None = Field(default=None, gt=0)  # of training steps; the rate anneals to zero by then
     validate_every: int | None = Field(default=None, ge=1)  # steps between looks at the validation set
     patience: int | None = Field(default=None, ge=1)  # looks without a better figure before the run stops
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where that is faster
     max_skipped: float = Field(default=0.1, ge=0, le=1)  # share of images that may be unreadable
     checkpoint_seconds: float = Field(default=15.0, gt=0)
     trackers: tuple[Tracker, ...] = ("tensorboard",)  # where losses and validation figures go while it runs

@@ -1,13 +1,14 @@
 """`foveal archive add` against its own encoder on ready tensors, and against clip-retrieval's inference loop.
 
-    python -m benchmarks.bench_embed --models bundled:clip vit_b32 --repeats 3 --out runs/bench_embed.json
+    python -m benchmarks.bench_embed --models bundled:clip vit_b32 --runtimes torch bf16 --out runs/bench_embed.json
 
-Images a second over folders of JPEGs of 12 megapixels and of 512 px, on the same open_clip model in float32, every case
+Images a second over folders of JPEGs of 12 megapixels and of 512 px, on the same open_clip model, every case
 in a process of its own, in turn, forwards and backwards; ratios are of medians, CPU seconds are of all processes.
 
 - `encoder`: the model alone, as Foveal calls it, on inputs that are in memory already. On a CPU decoding shares its
   cores, so that the two add up and a share of 1 is out of reach where decoding is much of the work.
 - `foveal`: `Archive.add` into a new archive: reading, hashing, EXIF, thumbnail, perceptual hash, commits and all.
+  Both once for each of `--runtimes` of `foveal archive add`; the peer has float32 only.
 - `peer`: clip-retrieval 2.45 pins numpy < 2, open_clip < 3 and pyarrow < 16, so it cannot be installed beside this.
   Its loop stands here as its reader, mapper and runner have it (`clip_inference/*.py`): a `DataLoader` with its default
   of 4 workers, the model's own preprocessing on `Image.open`, the encoder called between batches, float16 rows. In its
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -34,11 +35,10 @@ from PIL import Image
 
 from foveal.encoders import OpenClipEncoder
 from foveal.images import decode
-from foveal.models import load_encoder, parse_ref
+from foveal.models import Encoder, PreparingEncoder, Runtime, load_encoder, parse_ref
 from foveal.runtime import describe_machine
 
 SIZES = {"12MP": (4000, 3000), "512px": (512, 384)}
-CASES = ("encoder", "foveal", "peer")
 PEER_BATCH, PEER_WORKERS = 32, 4
 
 
@@ -55,14 +55,15 @@ def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
         Image.fromarray(pixels).save(folder / f"{i:05d}.jpg", quality=90)
 
 
-def encoder_alone(encoder: OpenClipEncoder, folder: Path) -> int:
+def encoder_alone(encoder: Encoder, folder: Path) -> int:
     """Encodes as many ready inputs as the folder has files."""
+    assert isinstance(encoder, PreparingEncoder)
     files = sorted(folder.iterdir())
     prepared = [encoder.prepare_image(decode(file)) for file in files[:64]]
     return len(started(encoder.encode_prepared, [prepared[i % len(prepared)] for i in range(len(files))]))
 
 
-def foveal(encoder: OpenClipEncoder, folder: Path) -> int:
+def foveal(encoder: Encoder, folder: Path) -> int:
     """Adds the folder to a new archive."""
     from retrieval.archive import Archive
 
@@ -87,8 +88,9 @@ class Files(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
 
-def peer(encoder: OpenClipEncoder, folder: Path) -> int:
+def peer(encoder: Encoder, folder: Path) -> int:
     """clip-retrieval's `Runner` (runner.py) with its `ClipMapper` (mapper.py)."""
+    assert isinstance(encoder, OpenClipEncoder)
 
     def run() -> list[np.ndarray]:
         loader = torch.utils.data.DataLoader(
@@ -117,10 +119,10 @@ def started(work: Any, *arguments: Any) -> Any:
 
 def case(name: str, reference: str, folder: Path) -> None:
     """Measures one case in this process and prints what it took."""
-    encoder = load_encoder(reference)
-    assert isinstance(encoder, OpenClipEncoder)
+    work, runtime = name.split()
+    encoder = load_encoder(reference, runtime=cast(Runtime, runtime))
     encoder.encode_images([Image.new("RGB", (512, 384))] * 8)  # warm
-    count = {"encoder": encoder_alone, "foveal": foveal, "peer": peer}[name](encoder, folder)
+    count = {"encoder": encoder_alone, "foveal": foveal, "peer": peer}[work](encoder, folder)
     assert count == len(list(folder.iterdir())), count
 
 
@@ -137,6 +139,7 @@ def measure(name: str, reference: str, folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["bundled:clip"], help="references, or vit_b32: random weights")
+    parser.add_argument("--runtimes", nargs="+", default=["torch"], choices=get_args(Runtime))
     parser.add_argument("--large", type=int, default=192, help="photos of 12 megapixels")
     parser.add_argument("--small", type=int, default=768, help="photos of 512 px")
     parser.add_argument("--repeats", type=int, default=3)
@@ -147,6 +150,8 @@ def main() -> None:
         name, reference, folder = options.case
         case(name, reference, Path(folder))
         return
+    pairs = [(f"encoder {one}", f"foveal {one}") for one in options.runtimes]
+    cases = [*sum(pairs, ()), "peer torch"]
     report: dict[str, Any] = {"machine": describe_machine(), "settings": {"repeats": options.repeats}}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
@@ -160,16 +165,22 @@ def main() -> None:
             else:
                 reference = str(parse_ref(model))
             for size in SIZES:
-                runs: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
+                runs: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
                 for repeat in range(options.repeats):
-                    for name in CASES[:: -1 if repeat % 2 else 1]:
+                    for name in cases[:: -1 if repeat % 2 else 1]:
                         runs[name].append(measure(name, reference, work / size))
                         print(f"{model} {size} {name}: {runs[name][-1]}", file=sys.stderr, flush=True)
                 found = {n: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for n, rows in runs.items()}
                 speed = {name: figures["images_per_second"] for name, figures in found.items()}
-                ratios = {f"of_{name}": speed["foveal"] / speed[name] for name in ("encoder", "peer")}
-                ratios["cpu_of_peer"] = found["foveal"]["cpu_ms"] / found["peer"]["cpu_ms"]
-                report.setdefault(model, {})[size] = {**found, **ratios}
+                ratios = {
+                    whole: {
+                        "of_encoder": speed[whole] / speed[alone],
+                        "of_peer": speed[whole] / speed["peer torch"],
+                        "cpu_of_peer": found[whole]["cpu_ms"] / found["peer torch"]["cpu_ms"],
+                    }
+                    for alone, whole in pairs
+                }
+                report.setdefault(model, {})[size] = {"cases": found, "ratios": ratios}
     text = json.dumps(report, indent=1)
     print(text)
     if options.out:

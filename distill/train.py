@@ -36,7 +36,7 @@ from foveal import artifacts
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
 from foveal.progress import Progress
-from foveal.runtime import native_bfloat16, pick_device
+from foveal.runtime import fast_bfloat16, pick_device
 
 REPORT = "report.json"
 ENDLESS = 100_000  # epochs of a run that only the clock ends
@@ -283,12 +283,12 @@ def _optimizer(student: Student, pupil: Pupil | None, rate: float, decay: float)
 
 
 def _autocast(precision: str, student: Student, device: str) -> bool:
-    """Whether to compute in bfloat16: where the hardware does it natively, and for a DETR only when asked."""
+    """Whether to compute in bfloat16: where that is faster, and for a DETR only when asked."""
     if precision != "auto":
         return precision == "bfloat16"
     if not isinstance(student, DenseStudent):
         return False
-    return native_bfloat16(device)
+    return fast_bfloat16(device)
 
 
 def _finished(out: Path, run: dict[str, Any]) -> TrainReport | None:

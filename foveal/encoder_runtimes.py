@@ -16,7 +16,7 @@ from foveal.detections import FloatArray
 from foveal.encoders import TorchEncoder
 from foveal.errors import FovealError, Unavailable
 from foveal.quiet import quiet
-from foveal.runtime import native_bfloat16, usable_cores
+from foveal.runtime import fast_bfloat16, usable_cores
 from foveal.sessions import onnx_session, openvino_settings
 
 if TYPE_CHECKING:
@@ -87,11 +87,11 @@ def in_bfloat16(encoder: TorchEncoder) -> TorchEncoder:
     """The encoder itself, its weights and its work in bfloat16 from now on; its fingerprint stays.
 
     Raises:
-        Unavailable: its device has no such arithmetic: emulated it took eight times float32's time.
+        Unavailable: its device is no faster in it; emulated it took eight times float32's time.
         RuntimesDiffer: an embedding of the probes differs by more than `ROUNDED`.
     """
-    if not native_bfloat16(encoder.device):
-        raise Unavailable(f"{encoder.device} does not multiply bfloat16", remedy="Use --runtime torch.")
+    if not fast_bfloat16(encoder.device):
+        raise Unavailable(f"{encoder.device} is no faster in bfloat16", remedy="Use --runtime torch or openvino.")
     images = probes(encoder.image_side or 224)
     seen, read = encoder.encode_images(images), encoder.encode_texts(PROBES)
     encoder.model, encoder.dtype = encoder.model.bfloat16(), torch.bfloat16

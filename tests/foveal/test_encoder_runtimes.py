@@ -57,7 +57,7 @@ def test_the_vectors_are_those_of_the_source(folders: dict[str, str], family: st
 
 @pytest.mark.parametrize("family", ["open_clip", "clip", "siglip"])
 def test_bfloat16_rounds_and_no_more(folders: dict[str, str], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder_runtimes, "native_bfloat16", lambda device: True)
+    monkeypatch.setattr(encoder_runtimes, "fast_bfloat16", lambda device: True)
     source, other = load_encoder(folders[family]), load_encoder(folders[family], runtime="bf16")
     assert isinstance(other, TorchEncoder)
     assert {each.dtype for each in other.model.parameters()} == {torch.bfloat16}
@@ -73,8 +73,8 @@ def test_bfloat16_rounds_and_no_more(folders: dict[str, str], family: str, monke
     monkeypatch.setattr(encoder_runtimes, "ROUNDED", 1e-9)
     with pytest.raises(RuntimesDiffer, match="embeds otherwise in bf16"):
         load_encoder(folders[family], runtime="bf16")
-    monkeypatch.setattr(encoder_runtimes, "native_bfloat16", lambda device: False)
-    with pytest.raises(Unavailable, match=r"cpu does not multiply bfloat16\. Use --runtime torch"):
+    monkeypatch.setattr(encoder_runtimes, "fast_bfloat16", lambda device: False)
+    with pytest.raises(Unavailable, match=r"cpu is no faster in bfloat16\. Use --runtime torch"):
         load_encoder(folders[family], runtime="bf16")
 
 

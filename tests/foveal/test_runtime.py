@@ -2,6 +2,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from foveal import runtime
 from foveal.errors import FovealError, Unavailable, UnknownName
+from foveal.runtime import fast_bfloat16
 
 ROOT = Path(runtime.__file__).parent.parent
 
@@ -47,6 +49,24 @@ def test_devices() -> None:
             runtime.pick_device(name)
     with pytest.raises(Unavailable, match="device cuda:99 is not there"):
         runtime.pick_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("abilities", "fast"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "amx_bf16": False, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
+        ({"avx512_bf16": False, "cpu_name": "AMD EPYC"}, False),
+        ({}, False),
+    ],
+)
+def test_bfloat16_is_taken_only_where_it_is_faster(
+    abilities: dict[str, Any], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: abilities)
+    assert fast_bfloat16("cpu") == fast
+    assert not fast_bfloat16("mps")
 
 
 def test_seeds_repeat_every_generator() -> None:
