@@ -140,7 +140,7 @@ class FaissEngine(Engine):
         import faiss
 
         from retrieval.archive import Archive
-        from retrieval.index import _parameters
+        from retrieval.tuning import search_parameters
 
         part = Archive.open(self.folder.with_name("archive")).snapshot().parts[0]
         path = next((self.folder.with_name("archive")).rglob("*.faiss"))
@@ -148,7 +148,7 @@ class FaissEngine(Engine):
         self.parameters = None
         if part.index.tuning is not None:
             chosen = part.index.tuning.chosen
-            self.parameters = _parameters(self.index, chosen.effort, chosen.k_factor)
+            self.parameters = search_parameters(self.index, chosen.effort, chosen.k_factor)
 
     def search(self, queries: np.ndarray) -> Any:
         return self.index.search(queries, K, params=self.parameters)[1]

@@ -14,8 +14,8 @@ import numpy as np
 
 from foveal.detections import FloatArray
 from foveal.errors import BadInput
-from retrieval.index import recall, without
 from retrieval.snapshot import Snapshot
+from retrieval.tuning import recall, without
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,11 @@ from retrieval.archive import Archive
 from retrieval.compare import Question
 from retrieval.curate.pages import Pictures
 from retrieval.feedback import Feedback
-from retrieval.index import recall, without
 from retrieval.query import SearchQuery
 from retrieval.relevance import Model
 from retrieval.results import Results
 from retrieval.snapshot import Snapshot
+from retrieval.tuning import recall, without
 
 K = 10
 SAMPLE = 200  # stored images that are asked for their neighbours

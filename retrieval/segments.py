@@ -23,9 +23,10 @@ from foveal.artifacts import file_hash, write_text
 from foveal.detections import IntArray
 from foveal.errors import IntegrityError
 from retrieval.gpu import Gpu
-from retrieval.index import IndexSettings, Tuning, VectorIndex, Vectors
+from retrieval.index import IndexSettings, VectorIndex, Vectors
 from retrieval.table import Table
 from retrieval.told import COLUMNS, Told
+from retrieval.tuning import Tuning
 
 faiss: Any = _faiss
 pa: Any = _pyarrow

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from foveal.errors import BadInput
-from retrieval.index import RECIPES, IndexSettings, Tuning, VectorIndex, Vectors, contained, fitting, recall, without
+from retrieval.index import RECIPES, IndexSettings, VectorIndex, Vectors, contained, fitting
+from retrieval.tuning import Tuning, recall, without
 
 
 def clustered(count: int, dimension: int = 32, clusters: int = 40, seed: int = 0) -> np.ndarray:
