@@ -6,11 +6,13 @@
 The peers need `pip install usearch lancedb pymilvus milvus-lite`. Each engine builds in one process and is measured in
 another: it opens what it built, is tuned on some queries to the smallest effort that reaches `--recall` @10, and
 answers others, one a call from 1 and from 2 threads, and 100 a call. `Archive.nearest` returns ids, URIs and metadata;
-every peer returns ids or positions. `faiss` is the archive's own index file, searched with the archive's own settings:
-the archive with nothing around it. `clip-retrieval` is the index its autofaiss chooses for 4 GB, HNSW32.
+every peer returns ids or positions. `archive.search` is the same through `Archive.search`, less the encoder's part.
+`faiss` is the archive's own index file, searched with the archive's own settings: the archive with nothing around it.
+`clip-retrieval` is the index its autofaiss chooses for 4 GB, HNSW32.
 
-Filters keep 0.1, 1, 10 and 50% of the rows, at random, or all on one side of a plane and so correlated with the
-vectors; `brute force` is faiss.IndexFlatIP over just the rows that match, taken out beforehand.
+Filters keep 0.1, 1, 10 and 50% of the rows: at random, all on one side of a plane, or whole clusters, the last two
+being correlated with the vectors as a day or a class is; `brute force` is faiss.IndexFlatIP over just the rows that
+match, taken out beforehand.
 
 Vectors are rendered clusters of unit length, rounded to fp16; queries lie between two of them.
 """
@@ -36,41 +38,49 @@ from benchmarks.search_engines import ENGINES, FINGERPRINT, THOUSAND, K
 
 TUNING = 200  # queries that the effort is chosen on, not among those measured
 SHARES = (0.001, 0.01, 0.1, 0.5)
-SIDES = ("draw", "place")  # columns: at random, and along a direction in the space of the vectors
+SIDES = {"draw": "random", "place": "one side", "kind": "clusters"}  # columns, and what a filter on them keeps
 
 
 # What is searched.
 
 
-def clustered(count: int, dimension: int, clusters: int, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors (count, dimension) around `clusters` centres of unequal size, rounded to fp16."""
+def clustered(count: int, dimension: int, clusters: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors (count, dimension) around centres of unequal size, in fp16, and the centre (count,) of each."""
     centres = rng.standard_normal((clusters, dimension)).astype(np.float32)
     share = rng.dirichlet(np.full(clusters, 0.5))
-    vectors = np.empty((count, dimension), dtype=np.float16)
+    vectors, centre = np.empty((count, dimension), dtype=np.float16), np.empty(count, dtype=np.int64)
     for start in range(0, count, 65_536):
         rows = slice(start, min(start + 65_536, count))
-        picked = rng.choice(clusters, rows.stop - rows.start, p=share)
+        centre[rows] = picked = rng.choice(clusters, rows.stop - rows.start, p=share)
         piece = centres[picked] + 0.8 * rng.standard_normal((len(picked), dimension)).astype(np.float32)
         vectors[rows] = piece / np.linalg.norm(piece, axis=1, keepdims=True)
-    return vectors
+    return vectors, centre
+
+
+def thousandths(values: np.ndarray) -> np.ndarray:
+    """Where each of the values (N,) ranks among all, 0 to 999."""
+    return (np.argsort(np.argsort(values, kind="stable")) * THOUSAND // len(values)).astype(np.int64)
 
 
 def write_data(folder: Path, options: argparse.Namespace) -> None:
     """vectors.npy, queries.npy (tuning ones first), columns.npz and truth.npz in `folder`."""
     rng = np.random.default_rng(0)
-    vectors = clustered(options.vectors, options.dimension, options.clusters, rng)
+    vectors, centre = clustered(options.vectors, options.dimension, options.clusters, rng)
     picked = rng.integers(len(vectors), size=(TUNING + options.queries, 2))
     queries = vectors[picked[:, 0]].astype(np.float32) + 0.5 * vectors[picked[:, 1]].astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     direction = rng.standard_normal(options.dimension).astype(np.float32)
     along = np.concatenate([part.astype(np.float32) @ direction for part in np.array_split(vectors, 64)])
-    place = (np.argsort(np.argsort(along)) * THOUSAND // len(vectors)).astype(np.int64)
-    draw = rng.permutation(len(vectors)) * THOUSAND // len(vectors)
+    columns = {
+        "draw": thousandths(rng.permutation(len(vectors))),
+        "place": thousandths(along),
+        "kind": thousandths(rng.permutation(options.clusters)[centre]),
+    }
     np.save(folder / "vectors.npy", vectors)
     np.save(folder / "queries.npy", queries)
-    np.savez(folder / "columns.npz", draw=draw, place=place)
+    np.savez(folder / "columns.npz", **columns)
     truth = {"all": nearest(vectors, queries)}
-    for side, column in (("draw", draw), ("place", place)):
+    for side, column in columns.items():
         for share in SHARES:
             rows = np.flatnonzero(column < share * THOUSAND)
             truth[f"{side} {share}"] = rows[nearest(vectors[rows], queries[TUNING : TUNING + options.filtered])]
@@ -162,7 +172,7 @@ def measure(name: str, folder: Path, options: argparse.Namespace) -> dict[str, A
                 told = timed(lambda query, s=side, f=share: engine.filtered(query, s, f), few, 1, 1)
                 rows = [row for found in told.pop("found") for row in engine.rows(found)]
                 figures = {**told, "first_ms": 1000 * first, "recall": share_found(rows, truth[f"{side} {share}"])}
-                report["filtered"][f"{'random' if side == 'draw' else 'correlated'} {share:.1%}"] = figures
+                report["filtered"][f"{SIDES[side]} {share:.1%}"] = figures
     return report | engine.extra()
 
 

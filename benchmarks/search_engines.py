@@ -84,12 +84,11 @@ class ArchiveEngine(Engine):
 
         settings = IndexSettings(recall_target=self.options.recall)
         archive = Archive.create(self.folder, Precomputed(vectors.shape[1]), index=settings)
-        draw, place = columns["draw"].tolist(), columns["place"].tolist()
         for start in range(0, len(vectors), 50_000):
             rows = range(start, min(start + 50_000, len(vectors)))
             archive.add_records(
                 [
-                    {"uri": f"mem://{i}", "metadata": {"draw": draw[i], "place": place[i], "camera": f"cam{i % 40}"}}
+                    {"uri": f"mem://{i}", "metadata": {n: int(c[i]) for n, c in columns.items()} | {"camera": i % 40}}
                     for i in rows
                 ],
                 vectors[rows.start : rows.stop].astype(np.float32),
@@ -126,6 +125,37 @@ class ArchiveEngine(Engine):
                 pass
             report[what] = {"took_s": float(took), "visible_s": time.time() - float(acknowledged)}
         return report
+
+
+class ArchiveSearch(ArchiveEngine):
+    """The same archive through `Archive.search`, once the encoder has seen the query.
+
+    Beside what `nearest` does it scores 17 candidates more than asked for anew from the stored vectors, so that pages
+    follow each other without gaps, looks for a model of relevance, and says of each hit what made it one.
+    """
+
+    def build(self, vectors: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+        """Nothing: it is the archive's."""
+
+    def open(self) -> None:
+        self.folder = self.folder.with_name("archive")
+        super().open()
+
+    def search(self, queries: np.ndarray) -> Any:
+        return [self.answered(query, None) for query in queries]
+
+    def filtered(self, query: np.ndarray, side: str, share: float) -> Any:
+        return [self.answered(query[0], f"{side} < {share * THOUSAND:g}")]
+
+    def answered(self, vector: np.ndarray, filter: str | None) -> Any:
+        """The hits of one query (D,)."""
+        from retrieval.query import EncodedQuery, Part, SearchQuery
+
+        query = SearchQuery(text="x", filter=filter, k=K)
+        return self.archive.answer(EncodedQuery(query, (Part(text="x"),), (vector,), FINGERPRINT, "x"))
+
+    def extra(self) -> dict[str, Any]:
+        return {}
 
 
 class FaissEngine(Engine):
@@ -327,6 +357,7 @@ class BruteForce(Engine):
 
 ENGINES: dict[str, type[Engine]] = {
     "archive": ArchiveEngine,
+    "archive.search": ArchiveSearch,
     "faiss": FaissEngine,
     "clip-retrieval": ClipRetrieval,
     "usearch": Usearch,

@@ -16,7 +16,7 @@ import numpy as np
 
 from foveal.detections import BoolArray, FloatArray, IntArray
 from retrieval.index import Subset, contained
-from retrieval.snapshot import Found, Snapshot
+from retrieval.snapshot import Found, Part, Snapshot
 
 SLACK = 16  # candidates beyond those needed: of equal ones at the edge the index returns any
 MOST = 65_536  # candidates, beyond which equal ones may be missed
@@ -49,17 +49,22 @@ class Candidates:
 
 def scored(view: Snapshot, vector: FloatArray, part: IntArray, position: IntArray) -> Candidates:
     """The rows at `position` (N,) of `part` (N,), best first, equals by seq."""
-    vectors = np.empty((len(part), len(vector)), np.float32)
-    seqs = np.empty(len(part), np.int64)
-    for number in np.unique(part).tolist():
-        here = part == number
-        vectors[here] = view.parts[number].index.store.reconstruct_batch(np.ascontiguousarray(position[here]))
-        seqs[here] = view.parts[number].seqs[position[here]]
+    if len(view.parts) == 1:
+        vectors, seqs = _stored(view.parts[0], position)
+    else:
+        vectors, seqs = np.empty((len(part), len(vector)), np.float32), np.empty(len(part), np.int64)
+        for number in np.unique(part).tolist():
+            here = part == number
+            vectors[here], seqs[here] = _stored(view.parts[number], position[here])
     # A sum along each row comes out the same however many rows there are; a matrix product does not.
     exact = (vectors.astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
     similarity = np.clip(exact, -1, 1).astype(np.float32)
     order = np.lexsort((seqs, -similarity))
     return Candidates(seqs, part, position, similarity, vectors).take(order)
+
+
+def _stored(part: Part, position: IntArray) -> tuple[FloatArray, IntArray]:
+    return part.index.store.reconstruct_batch(np.ascontiguousarray(position)), part.seqs[position]
 
 
 def best(

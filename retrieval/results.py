@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import overload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would make making one three times as slow, and a search makes many
 class Contribution:
     """What one part of the query adds to the similarity of a hit; those of all parts add up to it."""
 
@@ -16,7 +16,7 @@ class Contribution:
     amount: float
 
 
-@dataclass(slots=True)  # not frozen: that would make making one three times as slow, and a search makes many
+@dataclass(slots=True)  # not frozen, as above
 class Hit:
     """One image found."""
 

@@ -150,6 +150,7 @@ class Searcher:
                 keywords = self.words.matched(hits.seqs.tolist(), query.words)
             except sqlite3.Error as error:
                 notes.append(f"searched without keywords: {error}")
+        parts = [(part.name, part.weight) for part in asked.parts]
         chances = [None] * len(hits) if verdict is None else verdict.probabilities[: len(hits)].tolist()
         return [
             Hit(
@@ -158,7 +159,7 @@ class Searcher:
                 similarity,
                 metadata,
                 chance,
-                tuple(Contribution(part.name, part.weight, a) for part, a in zip(asked.parts, amount, strict=True)),
+                tuple([Contribution(*part, a) for part, a in zip(parts, amount, strict=True)]),
                 keywords.get(seq, ()),
                 collapsed,
             )
