@@ -20,6 +20,7 @@ from foveal.options import (
     DeviceName,
     EncoderRuntime,
     live_progress,
+    read_lines,
 )
 from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
@@ -249,10 +250,8 @@ def archive_delete(
     opened = open_archive(archive)
     if sum(given is not None for given in (ids or None, from_, filter)) != 1:
         raise BadInput("what shall be deleted?", expected="ids, --from FILE or --filter EXPR, one of them")
-    if from_ is not None:
-        chosen = from_.read_text("utf-8").split()
-    else:
-        chosen = list(ids) if ids else opened.matching(str(filter))
+    listed = list(ids or ()) if from_ is None else read_lines(from_)
+    chosen = listed if filter is None else opened.matching(filter)
     if not yes and not typer.confirm(f"Delete {len(chosen)} of {len(opened)} images from {archive}?"):
         raise typer.Exit(1)
     emit({"deleted": opened.delete(chosen), "images": len(opened)}, json_)
