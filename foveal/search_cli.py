@@ -35,7 +35,10 @@ def archive_search(
     archive: ArchiveUri,
     text: Annotated[
         Several,
-        typer.Option(help="What to look for, in words; like the five below repeatable, and weighed by an ending: *0.5"),
+        typer.Option(
+            metavar="TEXT",
+            help='What to look for, in words. This and the next five repeat, and take a weight: "rust*0.5".',
+        ),
     ] = None,
     image: Annotated[Several, typer.Option(metavar="FILE", help="An image to look like.")] = None,
     id: Annotated[Several, typer.Option(metavar="ID", help="An image of the archive to look like.")] = None,
