@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,28 +13,27 @@ from foveal.archive_care_cli import add_to as add_care
 from foveal.curate_cli import add_to as add_curation
 from foveal.options import (
     DEFAULT_ENCODER,
+    ArchiveUri,
     BlurPrompts,
     BlurRef,
     BlurThreshold,
     DeviceName,
     EncoderRuntime,
     live_progress,
+    read_lines,
 )
-from foveal.printing import Json, emit, emit_rows
+from foveal.printing import Json, emit
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
+from foveal.search_cli import add_to as add_search
 
 if TYPE_CHECKING:
     from foveal.models import Encoder
     from retrieval.adding import AddReport
     from retrieval.archive import Archive
     from retrieval.ingest import Embedding
-    from retrieval.results import Hit
     from retrieval.stores import AnyArchive
 
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
-
-
-ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 
 
 @archive_app.command("add")
@@ -161,50 +160,7 @@ def _megabytes(size: str) -> float:
         raise BadInput("--memory is no size", expected="e.g. 512MB or 2GB", received=size) from error
 
 
-@archive_app.command("search")
-def archive_search(
-    archive: ArchiveUri,
-    text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
-    image: Annotated[Path | None, typer.Option(help="An image to look like.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What to keep away from, in words.")] = None,
-    words: Annotated[str | None, typer.Option(help="Words in captions, labels and file names.")] = None,
-    filter: Annotated[
-        str | None, typer.Option(metavar="EXPR", help="Conditions on metadata, e.g. \"camera = 'cam-11'\".")
-    ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many.")] = 10,
-    diversity: Annotated[float, typer.Option(min=0, max=1, help="How unlike each other the hits should be.")] = 0.0,
-    cursor: Annotated[str | None, typer.Option(metavar="CURSOR", help="Go on after this page.")] = None,
-    anyway: Annotated[bool, typer.Option("--anyway", help="Show the nearest even if nothing matches.")] = False,
-    json_: Json = False,
-) -> None:
-    """Find images by text, by image or by both, among those a filter keeps.
-
-    Example: foveal archive search --archive runs/archive --text "a rusty valve" --filter "light = 'dim light'" -k 5
-    """
-    from foveal.models import load_encoder
-    from retrieval.query import SearchQuery
-    from retrieval.stores import open_archive
-
-    opened = open_archive(archive)
-    query = SearchQuery(
-        text=text, image=image, negative=negative, words=words, filter=filter, k=k, diversity=diversity, cursor=cursor,
-        anyway=anyway,
-    )  # fmt: skip
-    found = opened.search(query, load_encoder(opened.encoder))
-    if json_:
-        told = {"kept": found.kept, "cursor": found.cursor, "reason": found.reason, "notes": list(found.notes)}
-        emit({"hits": [asdict(h) for h in found], **told}, True)
-        return
-    emit_rows([_shown(hit) for hit in found])
-    for line in (f"nothing matches: {found.reason}" if found.reason else None, *found.notes):
-        if line:
-            typer.echo(line, err=True)
-
-
-def _shown(hit: Hit) -> dict[str, Any]:
-    chance = {} if hit.probability is None else {"probability": round(hit.probability, 2)}
-    facts = ", ".join(f"{name} {value}" for name, value in hit.metadata.items())
-    return {"similarity": round(hit.similarity, 4), **chance, "id": hit.id, "uri": hit.uri, "metadata": facts}
+add_search(archive_app)
 
 
 @archive_app.command("judge")
@@ -294,10 +250,8 @@ def archive_delete(
     opened = open_archive(archive)
     if sum(given is not None for given in (ids or None, from_, filter)) != 1:
         raise BadInput("what shall be deleted?", expected="ids, --from FILE or --filter EXPR, one of them")
-    if from_ is not None:
-        chosen = from_.read_text("utf-8").split()
-    else:
-        chosen = list(ids) if ids else opened.matching(str(filter))
+    listed = list(ids or ()) if from_ is None else read_lines(from_)
+    chosen = listed if filter is None else opened.matching(filter)
     if not yes and not typer.confirm(f"Delete {len(chosen)} of {len(opened)} images from {archive}?"):
         raise typer.Exit(1)
     emit({"deleted": opened.delete(chosen), "images": len(opened)}, json_)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foveal.options import live_progress
+from foveal.options import live_progress, read_lines
 from foveal.printing import Json, emit, emit_rows
 
 if TYPE_CHECKING:
@@ -257,8 +257,7 @@ def _naming(archive: Archive, words: list[str] | None, vocabulary: Path | None) 
 
     if vocabulary is None:
         return Naming(words)
-    texts = [line.strip() for line in vocabulary.read_text("utf-8").splitlines() if line.strip()]
-    return Naming(words, texts, load_encoder(archive.encoder))
+    return Naming(words, read_lines(vocabulary), load_encoder(archive.encoder))
 
 
 def _page(html: Path | None, make: Any, found: Any, archive: Archive, filter: str | None) -> None:

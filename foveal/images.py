@@ -93,7 +93,7 @@ def content_hash(path: Path) -> str:
     try:
         return file_hash(Path(path))
     except OSError as error:
-        raise BadImage(f"{path} cannot be read: {error.strerror}") from error
+        raise BadImage(f"{_shown(path)} cannot be read: {error.strerror}") from error
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
     from PIL import Image as pillow
     from PIL import UnidentifiedImageError
 
-    name = f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source)
+    name = f"image of {len(source)} bytes" if isinstance(source, bytes) else _shown(source)
     if pillow.MAX_IMAGE_PIXELS is not None and max_pixels > pillow.MAX_IMAGE_PIXELS:
         pillow.MAX_IMAGE_PIXELS = max_pixels  # its process-wide guard may not be stricter than the caller's own
     try:
@@ -116,8 +116,6 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
             yield image
     except BadImage:
         raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError) as error:
-        raise BadImage(f"{name} cannot be read: {error.strerror}") from error
     except UnidentifiedImageError as error:
         raise BadImage(
             f"{name} is not an image", expected=f"one of {', '.join(FORMATS)}", received=_first_bytes(source)
@@ -127,10 +125,18 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
     except MemoryError as error:
         raise BadImage(f"{name} does not fit into memory") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, zlib.error, ...
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; a decoder's own has no number
+            raise BadImage(f"{name} cannot be read: {error.strerror}") from error
         detail = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(
             f"{name} is damaged or cut short: {detail}", remedy="Copy it again from its source, or leave it out."
         ) from error
+
+
+def _shown(path: Path | str) -> str:
+    """The path, its middle left out where it is longer than a line or two can hold."""
+    name = str(path)
+    return name if len(name) <= 400 else f"{name[:200]}...{name[-197:]}"
 
 
 def _too_large(name: str, received: str, max_pixels: int) -> BadImage:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the progress they show."""
+"""Options that several commands share, the lines of files they name, and the progress they show."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ EncoderRuntime = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps; the best there by default.")
 ]
+ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 BlurRef = Annotated[
     str | None,
@@ -50,3 +51,19 @@ def live_progress() -> Progress:
     from foveal.progress import RichProgress, SilentProgress
 
     return RichProgress() if os.environ.get("RANK", "0") == "0" else SilentProgress()
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a text file, without the empty ones and the space around each.
+
+    Raises:
+        BadInput: it cannot be read, or is no text.
+    """
+    from foveal.errors import BadInput
+
+    try:
+        lines = file.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise BadInput(f"{file} cannot be read: {reason}", expected="a text file, one entry a line") from error
+    return [line.strip() for line in lines if line.strip()]

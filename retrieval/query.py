@@ -181,7 +181,7 @@ class SearchQuery:
             raise BadInput(
                 "the query has neither text nor image",
                 expected="something to be like, or words to match",
-                remedy="Pass --text, --image or --words, or several of them.",
+                remedy="Pass --text, --image, --id or --words, or several of them.",
             )
 
     @property

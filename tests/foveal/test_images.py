@@ -150,6 +150,14 @@ def test_missing_and_folder(tmp_path: Path) -> None:
         decode(tmp_path)
 
 
+@pytest.mark.parametrize("read", [decode, size, content_hash])
+@pytest.mark.parametrize("long", ["x" * 100_000, "x/" * 50_000])
+def test_an_overlong_name_is_cut_in_its_middle(read, long: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(BadImage, match=r"^/first/x.*\.\.\..*last\.png cannot be read: File name too long$") as raised:
+        read(Path(f"/first/{long}/last.png"))
+    assert len(str(raised.value)) < 500
+
+
 @pytest.mark.parametrize("min_side", [1, 30, 60, 61, 119, 120, 239, 240, 1000])
 def test_min_side_shrinks_jpegs_but_never_below(min_side: int) -> None:
     data = encoded(Image.new("RGB", (321, 240), RED), "JPEG")

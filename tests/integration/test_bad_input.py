@@ -282,6 +282,32 @@ def test_a_path_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "missing" in shown.error
 
 
+@pytest.mark.parametrize("command", [["delete", "--yes", "--from"], ["clusters", "-k", "2", "--vocabulary"]])
+def test_a_list_that_is_no_text(archive: Path, site: Path, tmp_path: Path, command: list[str]) -> None:
+    picture = min((site / "images").iterdir())
+    for file, reason in ((picture, "not UTF-8"), (tmp_path / "none.txt", "No such file"), (tmp_path, "directory")):
+        shown = foveal("archive", command[0], "--archive", str(archive), *command[1:], str(file))
+        assert shown.code == 1
+        assert f"{file} cannot be read: " in shown.error
+        assert reason in shown.error
+
+
+def test_a_list_from_another_editor(archive: Path, tmp_path: Path) -> None:
+    hits = foveal("archive", "search", "--archive", str(archive), "--text", "a cone", "-k", "2", "--json").json["hits"]
+    (tmp_path / "ids.txt").write_text("\ufeff" + " \r\n\r\n".join(hit["id"] for hit in hits), "utf-8")
+    shown = foveal(
+        "archive", "delete", "--archive", str(archive), "--yes", "--from", str(tmp_path / "ids.txt"), "--json"
+    )
+    assert shown.json == {"deleted": 2, "images": 4}
+
+
+def test_an_overlong_name_is_not_repeated(archive: Path) -> None:
+    shown = foveal("archive", "search", "--archive", str(archive), "--image", "x" * 100_000)
+    assert shown.code == 1
+    assert "File name too long" in shown.error
+    assert len(shown.error) < 500
+
+
 def test_an_archive_of_another_encoder(archive: Path, site: Path, tmp_path: Path) -> None:
     other = f"open_clip:{tiny_clip(tmp_path / 'other', seed=1)}"
     before = sorted(p.stat().st_mtime_ns for p in archive.rglob("*"))
