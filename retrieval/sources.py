@@ -120,6 +120,10 @@ def _named(name: str, web: Web) -> Sequence[Origin]:
     if name.startswith(("http://", "https://")):
         web.check(name)
         return [Address(name, web)]
+    if name.startswith("hf://"):
+        from retrieval.sources_hub import open_uri
+
+        return open_uri(name)
     if name.startswith("hf:"):
         from retrieval.sources_hub import open_hub, open_saved
 
