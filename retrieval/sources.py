@@ -44,7 +44,7 @@ class Sources:
         """Whatever the sources name.
 
         A source is a `foveal.dataset.Dataset`, a Hugging Face dataset, a folder, file or glob, a `.tar` (WebDataset) or
-        `.parquet`, a URI of a store (`s3://`, `gs://`, `az://`), a web address, or `hf:NAME[:SPLIT]`.
+        `.parquet`, a URI of a store (`s3://`, `gs://`, `az://`), the web address of an image, or `hf:NAME[:SPLIT]`.
 
         Args:
             allow: hosts and buckets that may be fetched from where a web address, or a row of a parquet file, asks.
@@ -111,15 +111,20 @@ def _origins(source: Source, web: Web) -> Sequence[Origin]:
 
 
 def _named(name: str, web: Web) -> Sequence[Origin]:
+    if name.startswith(("http://", "https://")):
+        if web.check(name).path.lower().endswith((*SHARDS, *COMPRESSED)):
+            raise BadInput(
+                f"{name} is not read over HTTP",
+                expected="the address of one image",
+                remedy="Download it and name the file, or read it from a store such as s3://.",
+            )
+        return [Address(name, web)]
     if name.lower().endswith(COMPRESSED):
         raise BadInput(
             f"{name} is compressed, so its members cannot be read one by one",
             expected="a .tar",
             remedy="Decompress it; images inside are compressed already.",
         )
-    if name.startswith(("http://", "https://")):
-        web.check(name)
-        return [Address(name, web)]
     if name.startswith("hf://"):
         from retrieval.sources_hub import open_uri
 

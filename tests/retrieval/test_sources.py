@@ -336,6 +336,14 @@ def test_hosts_that_are_not_allowed_are_refused_before_anything_is_asked(url: st
         Sources.resolve(url, allow=["evil.org"])
 
 
+@pytest.mark.parametrize("name", ["x.tar", "sub/X.TAR", "x.parquet?key=1", "x.tar.gz"])
+def test_what_holds_many_images_is_not_fetched(server: ThreadingHTTPServer, name: str) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/{name}"
+    with pytest.raises(BadInput, match=r"not read over HTTP; expected the address of one image\. Download it"):
+        Sources.resolve(url, allow=["127.0.0.1"])
+    assert server.asked == []
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
