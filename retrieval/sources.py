@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
 from retrieval.sources_item import Blob, Item, Origin, Value, clean, local_path, local_uri, read_file, stamp_of
-from retrieval.sources_local import Files, Folder
+from retrieval.sources_local import Files, Folder, endings
 from retrieval.sources_remote import RemoteFiles, Store
 from retrieval.sources_web import Web
 
@@ -68,6 +69,12 @@ class Sources:
         """Metadata and parts of sources that could not be used; complete once every image has been taken."""
         return [note for origin in self._origins for note in origin.notes]
 
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """How many files of folders are none of images, by the ending of their name; never those with metadata."""
+        listed = (origin for origin in self._origins if isinstance(origin, (Folder, RemoteFiles)))
+        return dict(sum((origin.passed_over for origin in listed), Counter[str]()).most_common())
+
     def __iter__(self) -> Iterator[Item]:
         seen: set[str] = set()
         for origin in self._origins:
@@ -104,7 +111,9 @@ def _origins(source: Source, web: Web) -> Sequence[Origin]:
         raise BadInput(
             f"no images in {source}",
             expected="image files, or a folder or glob of them",
-            received="; ".join(note for origin in found for note in origin.notes) or "none",
+            received="; ".join(note for origin in found for note in origin.notes)
+            or endings(Sources(found).passed_over)
+            or "none",
             remedy="Check it; tar and parquet files in a folder are named by a glob, e.g. 'shards/*.tar'.",
         )
     return found
@@ -162,7 +171,7 @@ def _remote(uri: str, web: Web) -> Sequence[Origin]:
         opened: list[Origin] = [_shard(store.blob(name, found[name]), web) for name in shards]
         if uri in shards:
             return opened
-        return [*opened, RemoteFiles(store, uri, found)]
+        return [*opened, RemoteFiles(store, uri, {name: found[name] for name in found if name not in shards})]
     return [RemoteFiles(store, uri, found)]
 
 
