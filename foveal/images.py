@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from foveal.artifacts import file_hash
 from foveal.errors import BadImage, BadInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 # Formats with pure decoders only: EPS would start Ghostscript, others are not photographs.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
@@ -108,7 +110,7 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
     try:
         with (
             io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream,
-            pillow.open(stream, formats=FORMATS) as image,
+            _identified(stream) as image,
         ):
             width, height = image.size
             if width * height > max_pixels:
@@ -122,7 +124,7 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
         raise BadImage(
             f"{name} is not an image", expected=f"one of {', '.join(FORMATS)}", received=_first_bytes(source)
         ) from error
-    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:  # of a frame or a tile
         raise _too_large(name, "more", max_pixels) from error
     except MemoryError as error:
         raise BadImage(f"{name} does not fit into memory") from error
@@ -133,12 +135,37 @@ def _opened(source: Path | str | bytes, max_pixels: int) -> Generator[Image]:
         ) from error
 
 
+def _identified(stream: BinaryIO) -> ImageFile:
+    """What `PIL.Image.open` makes of a stream, without its warning of large images, which no thread can silence alone.
+
+    Raises:
+        UnidentifiedImageError: it is of none of `FORMATS`.
+    """
+    from PIL import Image as pillow
+    from PIL import UnidentifiedImageError
+
+    start = stream.read(16)
+    for name in FORMATS:
+        if name not in pillow.OPEN:
+            pillow.init()
+        make, accepts = pillow.OPEN[name]
+        accepted = accepts is None or accepts(start)
+        if not accepted or isinstance(accepted, str):  # a text says which library is missing
+            continue
+        stream.seek(0)
+        try:
+            return make(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):  # by which Pillow's formats say that it is another
+            continue
+    raise UnidentifiedImageError
+
+
 def _too_large(name: str, received: str, max_pixels: int) -> BadImage:
     return BadImage(
         f"{name} is too large",
         expected=f"at most {max_pixels:,} pixels",
         received=received,
-        remedy="Shrink it, or raise max_pixels.",
+        remedy="Shrink it.",
     )
 
 

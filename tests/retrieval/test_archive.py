@@ -206,11 +206,15 @@ def test_unreadable_files_are_quarantined_and_the_rest_added(tmp_path: Path) -> 
     (folder / "empty.png").write_bytes(b"")
     whole = good[0].read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (11_000, 11_000)).save(folder / "huge.png")
     archive = Archive.create(tmp_path / "archive", ENCODER)
     report = archive.add(folder, ENCODER)
     assert report.added == 3
-    assert {Path(path).name for path, _ in report.quarantined} == {"page.jpg", "empty.png", "cut.png"}
-    assert all(reason for _, reason in report.quarantined)
+    reasons = {Path(path).name: reason for path, reason in report.quarantined}
+    assert reasons.keys() == {"page.jpg", "empty.png", "cut.png", "huge.png"}
+    assert all(reason.startswith(name) for name, reason in reasons.items())
+    limit = "expected at most 100,000,000 pixels; received 11000 x 11000"
+    assert reasons["huge.png"] == f"huge.png is too large; {limit}. Shrink it."
     assert sorted(Archive.open(archive.path).quarantined()) == sorted(report.quarantined)
     (folder / "cut.png").write_bytes(whole + b" ")
     assert archive.add(folder, ENCODER).added == 1
