@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from retrieval.archive import Archive
 
 DAY = 86_400
+MOST_DAYS = 100_000  # older than any photograph, and still within the years that a time can have
 MARK = ".retaining"
 AT_ONCE = 1000  # images whose files and rows go together
 
@@ -42,8 +43,9 @@ class Rule:
     by: Literal["added", "taken"] = "added"
 
     def __post_init__(self) -> None:
-        if not 0 < self.days < 1e6:
-            raise BadInput("the days lie outside their range", expected="above 0", received=f"{self.days:g}")
+        if not 0 < self.days < MOST_DAYS:
+            expected = f"above 0 and below {MOST_DAYS:,}"
+            raise BadInput("the days lie outside their range", expected=expected, received=f"{self.days:g}")
 
     @classmethod
     def parse(cls, text: str) -> Rule:
