@@ -132,6 +132,10 @@ def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, thro
 
 
 def _told(name: str, archive: AnyArchive, report: AddReport, json_: bool) -> None:
+    from retrieval.sources_local import endings
+
+    if count := sum(report.passed_over.values()):
+        typer.echo(f"passed over {count:,} files by the ending of their name: {endings(report.passed_over)}", err=True)
     emit(
         {
             "archive": name,
@@ -142,6 +146,7 @@ def _told(name: str, archive: AnyArchive, report: AddReport, json_: bool) -> Non
             "removed": report.removed,
             "quarantined": len(report.quarantined),
             "reasons": [{"path": path, "reason": reason} for path, reason in report.quarantined],
+            **({"passed_over": report.passed_over} if json_ else {}),
             "notes": report.notes,
             "images": len(archive),
         },

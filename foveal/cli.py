@@ -152,6 +152,8 @@ def main() -> None:
         os.environ.setdefault(name, value)
     # transformers warns of names that it and peft still use among themselves.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # Pillow warns of pictures that `foveal.images` refuses with a reason right after.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit", category=RuntimeWarning)
     # peft imports bitsandbytes, which then complains that it could not download faster code from a hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

@@ -144,7 +144,7 @@ def _too_large(name: str, received: str, max_pixels: int) -> BadImage:
         f"{name} is too large",
         expected=f"at most {max_pixels:,} pixels",
         received=received,
-        remedy="Shrink it, or raise max_pixels.",
+        remedy="Shrink it.",
     )
 
 

@@ -20,6 +20,7 @@ class AddReport:
     unchanged: int = 0
     removed: int = 0  # no longer in the sources
     quarantined: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # (URI, reason)
+    passed_over: dict[str, int] = field(default_factory=dict[str, int])  # files in folders, see `Sources.passed_over`
     notes: list[str] = field(default_factory=list[str])  # what could not be used as given
 
 

@@ -115,7 +115,7 @@ class Archive(Reader):
         self.require(encoder)
         progress = progress or SilentProgress()
         found = sources if isinstance(sources, Sources) else Sources.resolve(sources, allow=allow)
-        report = AddReport()
+        report = AddReport(passed_over=found.passed_over)
         seen: set[str] = set()
         with (
             self._writing(),

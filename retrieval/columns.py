@@ -1,5 +1,9 @@
 """Metadata as columns that a filter may name: what they are called, of which kind they are, and what fits into them.
 
+The column of a key that ends in `_at` holds times: given in ISO 8601 (a date, a space for the T, an offset, Z, a
+fraction of a second; UTC where there is no offset), kept in UTC to the second. What a column cannot hold stays in the
+metadata.
+
 Every engine that stores an archive keeps to this, so that one filter means the same on all of them.
 """
 
@@ -11,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from retrieval.filter_engines import Value
+from retrieval.times import utc
 
 RESERVED = (
     "id", "seq", "uri", "content_hash", "stamp", "width", "height", "bytes", "phash", "thumbnail", "metadata", "vector",
@@ -68,16 +73,19 @@ def kind(column: str, text: bool) -> str:
     return "time" if column.endswith(TIMES) else "text"
 
 
-def fit(value: Value, text: bool) -> str | float | None:
-    """A value as a column of texts, or of numbers, holds it; None where it does not fit."""
-    if text:
-        return str(value)
-    if isinstance(value, str):
-        return None
-    number = float(value)
-    return number if math.isfinite(number) else None
+def fit(value: Value, kind: str) -> str | float | None:
+    """A value as a column of a kind holds it; None where it does not fit."""
+    if kind == "number":
+        return None if isinstance(value, str) or not math.isfinite(value) else float(value)
+    return utc(str(value)) if kind == "time" else str(value)
 
 
-def misfit_notes(misfits: Mapping[str, int]) -> list[str]:
-    """What to say of columns in which values did not fit, by how many."""
-    return [f"{column}: {count} values are not numbers like the others" for column, count in misfits.items()]
+def misfit_notes(misfits: Mapping[str, Sequence[Value]], kinds: Mapping[str, str]) -> list[str]:
+    """What to say of the values that did not fit, by column."""
+    told = {
+        "number": "are not numbers like the others",
+        "time": "are no times in ISO 8601 such as 2026-11-02T09:30:00+02:00, and cannot be filtered by",
+    }
+    return [
+        f"{name}: {len(found)} values {told[kinds[name]]}: {str(found[0])[:40]!r}" for name, found in misfits.items()
+    ]

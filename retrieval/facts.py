@@ -16,6 +16,7 @@ from scipy import fft
 
 from foveal.images import FORMATS
 from retrieval.sources_item import Value, clean
+from retrieval.times import stored
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -112,10 +113,7 @@ def _moment(date: Any, offset: Any) -> str | None:
         zone = datetime.strptime(_text(offset), "%z").tzinfo or UTC
     except ValueError:
         zone = UTC
-    try:
-        return local.replace(tzinfo=zone).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    except OverflowError:  # in the year 1 or 9999
-        return None
+    return stored(local.replace(tzinfo=zone))
 
 
 def _degrees(place: Mapping[int, Any], tag: int, negative: str, limit: int) -> float | None:

@@ -9,7 +9,8 @@ IS [NOT] NULL; NOT, AND and OR combine conditions, and bind in this order. Keywo
 in single quotes, a quote within it doubled; a column whose name is a keyword or has odd characters in double quotes.
 
 - LIKE: % is any text, _ any one character, and a backslash makes the next character a plain one.
-- The literal for a time is a date, or a date and time with or without offset: UTC without one, midnight if a bare date.
+- The literal for a time is read as stored times are (`times.utc`): a date, or a date and time with or without offset,
+  UTC without one, midnight if a bare date, to the second.
 - `HAS(column, 'tag')`: the tag is one of those that the text lists, separated by ; with or without spaces around them.
 - `INSIDE(lat_min, lon_min, lat_max, lon_max)`: `gps_lat` and `gps_lon` lie in this box of degrees, edges included,
   which crosses the antimeridian where lon_min > lon_max.
@@ -22,13 +23,13 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from itertools import chain, repeat
 from typing import NamedTuple
 
 from foveal.errors import BadInput
 from retrieval.filter_engines import KEYWORDS, Column, Literal, split_tags
 from retrieval.filter_tree import COMPARE, Compare, Filter, Has, In, IsNull, Like, combined
+from retrieval.times import utc
 
 __all__ = ["Filter", "parse"]
 
@@ -40,7 +41,7 @@ SYNONYMS = {"==": "=", "<>": "!="}
 LITERAL = {
     "number": "a number",
     "text": "a text in single quotes",
-    "time": "a time such as '2026-11-02' or '2026-11-02 09:30:00+02:00', to the second",
+    "time": "a time such as '2026-11-02' or '2026-11-02 09:30:00+02:00'",
 }
 
 
@@ -270,14 +271,4 @@ def _read(token: _Token, kind: str) -> Literal | None:
         return number if math.isfinite(number) else None
     if token.kind != "text":
         return None
-    return _unquoted(token) if kind == "text" else _utc(_unquoted(token))
-
-
-def _utc(text: str) -> str | None:
-    """A time as it is stored, or None if `text` is not one to the second."""
-    try:
-        read = datetime.fromisoformat(text)
-        utc = read.replace(tzinfo=read.tzinfo or UTC).astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return None
-    return None if utc.microsecond else f"{utc.isoformat()}Z"
+    return _unquoted(token) if kind == "text" else utc(_unquoted(token))

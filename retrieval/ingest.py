@@ -197,8 +197,8 @@ class Reader:
         try:
             return self._look(item, data, known)
         except BadImage as error:
-            name = PurePosixPath(item.uri).name
-            raise BadImage(str(error).replace(f"image of {len(data)} bytes", name, 1), remedy=error.remedy) from error
+            said = error.message.replace(f"image of {len(data)} bytes", PurePosixPath(item.uri).name, 1)
+            raise BadImage(said, expected=error.expected, received=error.received, remedy=error.remedy) from error
         except MemoryError as error:
             raise BadImage(f"{item.uri} does not fit into memory") from error
 

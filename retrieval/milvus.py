@@ -147,7 +147,7 @@ class MilvusArchive:
         self.require(encoder)
         progress = progress or SilentProgress()
         found = sources if isinstance(sources, Sources) else Sources.resolve(sources, allow=allow)
-        report = AddReport()
+        report = AddReport(passed_over=found.passed_over)
         seen: set[str] = set()
         progress.start("embed", found.total)
         try:

@@ -55,14 +55,14 @@ def as_rows(rows: Sequence[Row], kinds: Mapping[str, str], stored: Mapping[str, 
     promotion = promote([row.metadata for row in rows], list(kinds))
     made = Made(kinds=promotion.new, notes=promotion.notes)
     all_kinds = {**kinds, **promotion.new}
-    misfits: dict[str, int] = {}
+    misfits: dict[str, list[Value]] = {}
     for row in rows:
         meta: dict[str, Value] = {}
         for key, value in row.metadata.items():
             if (column := promotion.names.get(key)) is None:
                 continue
-            if (fitted := fit(value, all_kinds[column] != "number")) is None:
-                misfits[column] = misfits.get(column, 0) + 1
+            if (fitted := fit(value, all_kinds[column])) is None:
+                misfits.setdefault(column, []).append(value)
             else:
                 meta[column] = fitted
         found = _row(row, milvus_meta(meta), stored.get(row.id, {}))
@@ -72,7 +72,7 @@ def as_rows(rows: Sequence[Row], kinds: Mapping[str, str], stored: Mapping[str, 
             made.refused.append(Rejected(row.uri, f"its {what} has {size:,} bytes, Milvus takes {MOST:,}"))
         else:
             made.rows.append(found)
-    made.notes += misfit_notes(misfits)
+    made.notes += misfit_notes(misfits, all_kinds)
     return made
 
 

@@ -16,11 +16,12 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from foveal.errors import BadInput, Unavailable
+from foveal.errors import BadInput, FovealError, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.blur import secret
@@ -150,7 +151,7 @@ def _contents(table: Table) -> dict[str, int]:
 
 def _stored(table: Table, ids: Sequence[str], allow: Collection[str]) -> Iterator[Item]:
     """Images of a table as items to embed, read where they lie."""
-    inside = lru_cache(1)(partial(_inside, tuple(allow)))
+    inside, one_at_a_time = lru_cache(1)(partial(_inside, tuple(allow))), Lock()
 
     def read(uri: str, metadata: Mapping[str, Value]) -> bytes:
         if secret(metadata):  # the thumbnail stands in: its file shows what was blurred
@@ -158,7 +159,11 @@ def _stored(table: Table, ids: Sequence[str], allow: Collection[str]) -> Iterato
         path = local_path(uri)
         if path is not None:
             return read_file(str(path))
-        item = inside(outer(uri)).get(uri)
+        with one_at_a_time:  # else each of the threads that read ahead would list it
+            found = inside(outer(uri))
+        if isinstance(found, str):
+            raise BadInput(found)
+        item = found.get(uri)
         if item is None:
             raise BadInput(f"{uri} is no longer there")
         return item.read()
@@ -178,5 +183,9 @@ def _thumbnails(table: Table, ids: Sequence[str]) -> Iterator[Item]:
                 yield Item(record["uri"], json.loads(record["metadata"]), None, lambda data=data: data)
 
 
-def _inside(allow: tuple[str, ...], source: str) -> dict[str, Item]:
-    return {item.uri: item for item in Sources.resolve(source, allow=allow)}
+def _inside(allow: tuple[str, ...], source: str) -> dict[str, Item] | str:
+    """The images inside a source by URI, or why there are none."""
+    try:
+        return {item.uri: item for item in Sources.resolve(source, allow=allow)}
+    except (FovealError, OSError) as error:
+        return str(error)

@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Literal
 
 from foveal.artifacts import write_text
 from foveal.errors import BadInput
+from retrieval.filters import parse
 from retrieval.ingest import identity
 from retrieval.table import batched
+from retrieval.times import stored, utc
 from retrieval.uploaded import drop, uploaded
 
 if TYPE_CHECKING:
     from retrieval.archive import Archive
 
 DAY = 86_400
+MOST_DAYS = 100_000  # older than any photograph, and still within the years that a time can have
 MARK = ".retaining"
 AT_ONCE = 1000  # images whose files and rows go together
 
@@ -40,8 +43,9 @@ class Rule:
     by: Literal["added", "taken"] = "added"
 
     def __post_init__(self) -> None:
-        if not 0 < self.days < 1e6:
-            raise BadInput("the days lie outside their range", expected="above 0", received=f"{self.days:g}")
+        if not 0 < self.days < MOST_DAYS:
+            expected = f"above 0 and below {MOST_DAYS:,}"
+            raise BadInput("the days lie outside their range", expected=expected, received=f"{self.days:g}")
 
     @classmethod
     def parse(cls, text: str) -> Rule:
@@ -68,21 +72,32 @@ class Retained:
 def due(archive: Archive, rule: Rule, now: float | None = None) -> list[str]:
     """Ids of the images that are to go, in the order they came; by `taken` those that say when that was.
 
+    None goes by a time that is not as `retrieval.times` has it, as archives of an earlier Foveal hold some.
+
     Raises:
         BadInput: the rule's filter is none over this archive's columns.
     """
     before = (time.time() if now is None else now) - rule.days * DAY
     if rule.by == "taken":
-        kept = archive.matching(rule.filter) if rule.filter else None  # a wrong one is told of in any case
+        kept = _matching(archive, rule.filter) if rule.filter else None  # a wrong one is told of in any case
         if archive.columns.get("taken_at") != "time":
             return []
-        moment = datetime.fromtimestamp(before, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        old = archive.matching(f"taken_at < '{moment}'")
+        old = _matching(archive, f"taken_at < '{stored(datetime.fromtimestamp(before, UTC))}'")
         chosen = None if kept is None else set(kept)
         return [id for id in old if chosen is None or id in chosen]
     since = archive.table().added()
-    ids = archive.matching(rule.filter or "width >= 0")
+    ids = _matching(archive, rule.filter or "width >= 0")
     return [id for id in ids if since.get(id, before) < before]
+
+
+def _matching(archive: Archive, filter: str) -> list[str]:
+    """Ids of the images that the filter keeps, without those it would judge by a time that is in no certain form."""
+    ids, kinds = archive.matching(filter), archive.columns
+    times = [name for name in parse(filter, kinds).columns if kinds[name] == "time"]
+    if not times:
+        return ids
+    told = archive.items(ids, times)
+    return [id for id in ids if id in told and all(time is None or utc(time) == time for time in told[id].values())]
 
 
 def retain(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 from foveal.dataset import Dataset
 from foveal.errors import BadInput
 from retrieval.sources_item import Blob, Item, Origin, Value, clean, local_path, local_uri, read_file, stamp_of
-from retrieval.sources_local import Files, Folder
+from retrieval.sources_local import Files, Folder, endings
 from retrieval.sources_remote import RemoteFiles, Store
 from retrieval.sources_web import Web
 
@@ -44,7 +45,7 @@ class Sources:
         """Whatever the sources name.
 
         A source is a `foveal.dataset.Dataset`, a Hugging Face dataset, a folder, file or glob, a `.tar` (WebDataset) or
-        `.parquet`, a URI of a store (`s3://`, `gs://`, `az://`), a web address, or `hf:NAME[:SPLIT]`.
+        `.parquet`, a URI of a store (`s3://`, `gs://`, `az://`), the web address of an image, or `hf:NAME[:SPLIT]`.
 
         Args:
             allow: hosts and buckets that may be fetched from where a web address, or a row of a parquet file, asks.
@@ -67,6 +68,12 @@ class Sources:
     def notes(self) -> list[str]:
         """Metadata and parts of sources that could not be used; complete once every image has been taken."""
         return [note for origin in self._origins for note in origin.notes]
+
+    @property
+    def passed_over(self) -> dict[str, int]:
+        """How many files of folders are none of images, by the ending of their name; never those with metadata."""
+        listed = (origin for origin in self._origins if isinstance(origin, (Folder, RemoteFiles)))
+        return dict(sum((origin.passed_over for origin in listed), Counter[str]()).most_common())
 
     def __iter__(self) -> Iterator[Item]:
         seen: set[str] = set()
@@ -104,22 +111,33 @@ def _origins(source: Source, web: Web) -> Sequence[Origin]:
         raise BadInput(
             f"no images in {source}",
             expected="image files, or a folder or glob of them",
-            received="; ".join(note for origin in found for note in origin.notes) or "none",
+            received="; ".join(note for origin in found for note in origin.notes)
+            or endings(Sources(found).passed_over)
+            or "none",
             remedy="Check it; tar and parquet files in a folder are named by a glob, e.g. 'shards/*.tar'.",
         )
     return found
 
 
 def _named(name: str, web: Web) -> Sequence[Origin]:
+    if name.startswith(("http://", "https://")):
+        if web.check(name).path.lower().endswith((*SHARDS, *COMPRESSED)):
+            raise BadInput(
+                f"{name} is not read over HTTP",
+                expected="the address of one image",
+                remedy="Download it and name the file, or read it from a store such as s3://.",
+            )
+        return [Address(name, web)]
     if name.lower().endswith(COMPRESSED):
         raise BadInput(
             f"{name} is compressed, so its members cannot be read one by one",
             expected="a .tar",
             remedy="Decompress it; images inside are compressed already.",
         )
-    if name.startswith(("http://", "https://")):
-        web.check(name)
-        return [Address(name, web)]
+    if name.startswith("hf://"):
+        from retrieval.sources_hub import open_uri
+
+        return open_uri(name)
     if name.startswith("hf:"):
         from retrieval.sources_hub import open_hub, open_saved
 
@@ -153,7 +171,7 @@ def _remote(uri: str, web: Web) -> Sequence[Origin]:
         opened: list[Origin] = [_shard(store.blob(name, found[name]), web) for name in shards]
         if uri in shards:
             return opened
-        return [*opened, RemoteFiles(store, uri, found)]
+        return [*opened, RemoteFiles(store, uri, {name: found[name] for name in found if name not in shards})]
     return [RemoteFiles(store, uri, found)]
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import datasets
 
 ROWS = 512
+SCHEME = "hf://"
+MEMORY = "memory/"
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what save_to_disk leaves in a folder
 
 
@@ -93,7 +95,7 @@ def open_saved(folder: Path) -> list[Rows]:
         found = hf.load_from_disk(str(folder))
     except Exception as error:  # datasets lets through whatever Arrow and the file system raise
         raise BadInput(f"{folder} cannot be read as a saved dataset: {error}") from error
-    return _splits(found, f"hf://{local_uri(folder).removeprefix('file://')}")
+    return _splits(found, SCHEME + local_uri(folder).removeprefix("file://"))
 
 
 def open_hub(name: str) -> list[Rows]:
@@ -110,13 +112,29 @@ def open_hub(name: str) -> list[Rows]:
         found = hf.load_dataset(target, split=split or None)
     except Exception as error:
         raise Unavailable(f"dataset {name} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-    return _splits(found, f"hf://{target}", split or None)
+    return _splits(found, SCHEME + target, split or None)
+
+
+def open_uri(uri: str) -> list[Rows]:
+    """The split whose rows have URIs that begin with `uri`, e.g. `hf://ORG/NAME/train`, from where it was read.
+
+    Raises:
+        BadInput: it is no longer there, or was in memory only.
+        Unavailable: as `open_hub`.
+    """
+    name = uri.removeprefix(SCHEME)
+    if name.startswith(MEMORY):
+        raise BadInput(f"{uri} was in memory only")
+    if os.path.isabs(name):
+        return open_saved(Path(name))
+    target, _, split = name.rpartition("/")
+    return open_hub(f"{target}:{split}")
 
 
 def in_memory(dataset: Any) -> list[Rows]:
     """The splits of a `datasets.Dataset` or `DatasetDict`, whose URIs hold as long as its fingerprint."""
     first = next(iter(dataset.values())) if isinstance(dataset, dict) else dataset
-    return _splits(dataset, f"hf://memory/{first._fingerprint}")
+    return _splits(dataset, f"{SCHEME}{MEMORY}{first._fingerprint}")
 
 
 def _splits(found: Any, uri: str, split: str | None = None) -> list[Rows]:

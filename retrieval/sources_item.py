@@ -98,7 +98,9 @@ def local_path(uri: str) -> Path | None:
 
 
 def outer(uri: str) -> str:
-    """The file that an image is inside of, or its own URI."""
+    """The file or dataset that an image is inside of, or its own URI."""
+    if uri.startswith("hf://"):
+        return uri.rpartition("!/")[0] or uri
     inside = _INSIDE.search(uri)
     return uri if inside is None else uri[: inside.end() - 2]
 

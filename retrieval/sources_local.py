@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
@@ -14,6 +15,9 @@ from retrieval.sources_item import Item, clean, local_path, local_uri, outer, re
 from retrieval.sources_sidecar import Sidecars
 
 JUNK = (".", "__MACOSX")  # beginnings of names that nobody means
+TEXTS = (".json", ".jsonl", ".csv")  # endings of what may say something about images
+HEIC = (".heic", ".heif")  # what phones write and no decoder here reads
+SHOWN = 5  # endings that are named
 
 
 @dataclass(slots=True)
@@ -22,6 +26,7 @@ class Listing:
 
     images: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])  # path, stamp
     texts: set[str] = field(default_factory=set[str])  # paths of what may say something about images
+    passed_over: Counter[str] = field(default_factory=Counter[str])  # ending -> other files that are not hidden
     denied: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])  # folder, reason
 
 
@@ -53,8 +58,10 @@ def list_folder(folder: str) -> Listing:
                 folders.append(entry.path)
             elif ending in SUFFIXES:
                 found.images.append((entry.path, stamp_of(entry.path)))
-            elif ending in (".json", ".jsonl", ".csv"):
+            elif ending in TEXTS:
                 found.texts.add(entry.path)
+            else:
+                found.passed_over[ending] += 1
         waiting += reversed(folders)
     return found
 
@@ -68,7 +75,9 @@ class Folder:
         if only is not None:
             wanted = set(map(os.path.abspath, only))
             self._listing.images = [(file, stamp) for file, stamp in self._listing.images if file in wanted]
+            self._listing.passed_over.clear()
         self.total: int | None = len(self._listing.images)
+        self.passed_over = self._listing.passed_over
         self.notes = [clean(f"{folder} cannot be listed: {reason}") for folder, reason in self._listing.denied]
 
     def items(self) -> Iterator[Item]:
@@ -103,6 +112,16 @@ class Files:
     def covers(self, uri: str) -> bool:
         path = local_path(outer(uri))  # of a tar that has gone, its members have too
         return path is not None and self._covers(str(path))
+
+
+def endings(counts: Mapping[str, int]) -> str:
+    """Files by the ending of their name, counted, e.g. `2 .dat, 1 without an ending`; HEIC with its remedy."""
+    most = Counter(counts).most_common()
+    named = [f"{count:,} {ending or 'without an ending'}" for ending, count in most[:SHOWN]]
+    others = sum(count for _, count in most[SHOWN:])
+    heic = sum(counts.get(ending, 0) for ending in HEIC)
+    text = ", ".join(named) + (f" and {others:,} others" if others else "")
+    return text + (f" (of HEIC there are {heic:,}, which is not read: convert it to JPEG)" if heic else "")
 
 
 def glob_filter(pattern: str) -> Callable[[str], bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, BinaryIO
@@ -11,7 +12,7 @@ from typing import Any, BinaryIO
 from foveal.errors import BadInput, Unavailable, UnknownName
 from foveal.images import SUFFIXES
 from retrieval.sources_item import MAX_BYTES, Blob, Item, check_size
-from retrieval.sources_local import JUNK, glob_filter
+from retrieval.sources_local import JUNK, TEXTS, glob_filter
 from retrieval.sources_sidecar import Sidecars
 
 # scheme -> the package that fsspec needs for it. Others may be added here; http is not one of them (`sources_web`), and
@@ -115,6 +116,8 @@ class RemoteFiles:
     def __init__(self, store: Store, uri: str, found: Mapping[str, Mapping[str, Any]]) -> None:
         self._store, self._uri, self._found = store, uri.rstrip("/"), found
         self._images = [name for name in found if name == uri or _is_image(name)]
+        others = (_ending(name) for name in found if name != uri and not _is_image(name) and not _is_junk(name))
+        self.passed_over = Counter(ending for ending in others if ending not in TEXTS)
         self._pattern = glob_filter(_as_path(uri)) if any(sign in uri for sign in "*?[") else None
         self.total: int | None = len(self._images)
         self.notes: list[str] = []
@@ -141,8 +144,15 @@ def stamp_of(info: Mapping[str, Any]) -> str | None:
 
 
 def _is_image(uri: str) -> bool:
-    name = posixpath.basename(uri)
-    return posixpath.splitext(name)[1].lower() in SUFFIXES and not name.startswith(JUNK)
+    return _ending(uri) in SUFFIXES and not _is_junk(uri)
+
+
+def _is_junk(uri: str) -> bool:
+    return posixpath.basename(uri).startswith(JUNK)
+
+
+def _ending(uri: str) -> str:
+    return posixpath.splitext(uri)[1].lower()
 
 
 def _as_path(uri: str) -> str:

@@ -242,16 +242,15 @@ class Table:
         schema = self._dataset.schema
         first = (self.version + 1) * SEQ_STRIDE
         columns: dict[str, list[Any]] = {name: [None] * len(rows) for name in schema.names if name not in RESERVED}
-        misfits: dict[str, int] = {}
+        kinds, misfits = self.columns, dict[str, list[Value]]()
         for position, row in enumerate(rows):
             for key, value in row.metadata.items():
                 column = names.get(key)
                 if column is None:
                     continue
-                fitted = fit(value, pa.types.is_string(schema.field(column).type))
-                columns[column][position] = fitted
+                columns[column][position] = fitted = fit(value, kinds[column])
                 if fitted is None:
-                    misfits[column] = misfits.get(column, 0) + 1
+                    misfits.setdefault(column, []).append(value)
         kept = self._kept(rows)
         old = [row.id for row in rows if row.id in known]
         before = self.find(old, ["content_hash", ADDED]) if old else {}
@@ -275,7 +274,7 @@ class Table:
             **columns,
         }
         table = pa.table([pa.array(arrays[f.name], type=f.type) for f in schema], schema=schema)
-        return table, misfit_notes(misfits)
+        return table, misfit_notes(misfits, kinds)
 
     def _kept(self, rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
         """What is stored of the rows that come without a vector, by id."""

@@ -25,6 +25,7 @@ from foveal.images import decode
 from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.query import decode_side
+from retrieval.sources_item import flat
 
 if TYPE_CHECKING:
     from retrieval.archive import Archive
@@ -162,7 +163,7 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
     """The fields of a row, its metadata as a mapping: what `metadata` says, else every other column."""
     fields = {key: row.pop(key, None) for key in COLUMNS}
     if fields["metadata"] is None:
-        fields["metadata"] = {key: value for key, value in row.items() if isinstance(value, (str, int, float))}
+        fields["metadata"] = flat(row)
     else:
         fields["metadata"] = json.loads(fields["metadata"])
     return fields

@@ -3,9 +3,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+from datetime import datetime
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -202,11 +206,15 @@ def test_unreadable_files_are_quarantined_and_the_rest_added(tmp_path: Path) -> 
     (folder / "empty.png").write_bytes(b"")
     whole = good[0].read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (11_000, 11_000)).save(folder / "huge.png")
     archive = Archive.create(tmp_path / "archive", ENCODER)
     report = archive.add(folder, ENCODER)
     assert report.added == 3
-    assert {Path(path).name for path, _ in report.quarantined} == {"page.jpg", "empty.png", "cut.png"}
-    assert all(reason for _, reason in report.quarantined)
+    reasons = {Path(path).name: reason for path, reason in report.quarantined}
+    assert reasons.keys() == {"page.jpg", "empty.png", "cut.png", "huge.png"}
+    assert all(reason.startswith(name) for name, reason in reasons.items())
+    limit = "expected at most 100,000,000 pixels; received 11000 x 11000"
+    assert reasons["huge.png"] == f"huge.png is too large; {limit}. Shrink it."
     assert sorted(Archive.open(archive.path).quarantined()) == sorted(report.quarantined)
     (folder / "cut.png").write_bytes(whole + b" ")
     assert archive.add(folder, ENCODER).added == 1
@@ -232,8 +240,24 @@ def test_values_that_do_not_fit_their_column_are_noted(tmp_path: Path) -> None:
     samples = [Sample(p.stem, p, 40, 24, metadata={"count": v}) for p, v in zip(paths, values, strict=True)]
     archive = Archive.create(tmp_path / "archive", ENCODER)
     report = archive.add(Dataset.build(samples, ()), ENCODER)
-    assert report.notes == ["count: 1 values are not numbers like the others"]
+    assert report.notes == ["count: 1 values are not numbers like the others: 'many'"]
     assert len(archive.search(SearchQuery(text="red", filter="count >= 3"), ENCODER)) == 2
+
+
+def test_times_of_every_source_are_compared_as_times(tmp_path: Path) -> None:
+    times = [datetime(2026, 11, 2, 10, 30), datetime(2026, 11, 2, 12, 30)]
+    pictures = [path.read_bytes() for path in write_images(tmp_path / "images", 2)]
+    csv = "file_name,captured_at\n0000.png,2026-11-02 10:30\n0001.png,2026-11-02T12:30:00Z\n"
+    (tmp_path / "metadata.csv").write_text(csv)
+    pq.write_table(pa.table({"image": pictures, "captured_at": times}), tmp_path / "rows.parquet")
+    features = datasets.Features({"image": datasets.Image(), "captured_at": datasets.Value("timestamp[us]")})
+    saved = datasets.Dataset.from_dict({"image": [{"bytes": p} for p in pictures], "captured_at": times}, features)
+    archive = Archive.create(tmp_path / "archive", ENCODER)
+    report = archive.add([tmp_path / "images", tmp_path / "rows.parquet", saved], ENCODER)
+    assert (report.added, report.notes) == (6, [])
+    late = archive.matching("captured_at BETWEEN '2026-11-02 11:00' AND '2026-11-02T14:30+02:00'")
+    uris = [row["uri"] for row in archive.items(late, ["uri"]).values()]
+    assert sorted(uri.rpartition("/")[2] for uri in uris) == ["0001.png", "1", "1"]
 
 
 @pytest.mark.parametrize("source", ["nowhere", "nowhere/*.png"])

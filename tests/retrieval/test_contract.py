@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tarfile
@@ -16,7 +17,9 @@ from PIL import Image
 
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FingerprintMismatch, UnknownName
+from retrieval.archive import Archive
 from retrieval.filters import parse
+from retrieval.ingest import identity
 from retrieval.milvus_server import Place
 from retrieval.query import Collapse, Part, SearchQuery
 from retrieval.stores import AnyArchive, create_archive, find_archive, open_archive
@@ -253,9 +256,44 @@ def test_values_that_do_not_fit_their_column_are_noted(uri: str, tmp_path: Path)
     samples = [Sample(p.stem, p, 40, 24, metadata={"hour": v}) for p, v in zip(paths, values, strict=True)]
     archive = create_archive(uri, ENCODER)
     report = archive.add(Dataset.build(samples, ()), ENCODER)
-    assert (report.added, report.notes) == (3, ["hour: 1 values are not numbers like the others"])
+    assert (report.added, report.notes) == (3, ["hour: 1 values are not numbers like the others: 'many'"])
     assert len(archive.matching("hour >= 0")) == 2
     assert {hit.metadata["hour"] for hit in archive.search(SearchQuery(text="red"), ENCODER)} == {0, "many", 2}
+
+
+def test_times_are_kept_and_compared_in_one_form(uri: str) -> None:
+    given: list[str | int] = [
+        "2026-11-02", "2026-11-02 10:30:00", "2026-11-02T12:30:00+02:00", "2026-11-02T10:30:00.250Z",
+        "20261102T103000Z", "11/30/2026", "1761234567890", 20261102,
+    ]  # fmt: skip
+    archive = create_archive(uri, ENCODER)
+    names = [f"/times/{i}.png" for i in range(len(given))]
+    vectors = np.random.default_rng(0).standard_normal((len(given), ENCODER.dimension)).astype(np.float32)
+    records = [{"uri": name, "metadata": {"shot_at": value}} for name, value in zip(names, given, strict=True)]
+    if isinstance(archive, Archive):
+        notes = archive.add_records(records, vectors, fingerprint=ENCODER.fingerprint)
+        assert notes == [
+            "shot_at: 3 values are no times in ISO 8601 such as 2026-11-02T09:30:00+02:00, and cannot be filtered by: "
+            "'11/30/2026'"
+        ]
+    else:
+        metadata = [record["metadata"] for record in records]
+        archive.add_vectors(names, vectors, fingerprint=ENCODER.fingerprint, metadata=metadata)
+    ids = [identity(name) for name in names]
+    kept = archive.items(ids, ["shot_at", "metadata"])
+    same = "2026-11-02T10:30:00Z"
+    assert [kept[id]["shot_at"] for id in ids] == ["2026-11-02T00:00:00Z", *[same] * 4, None, None, None]
+    assert [json.loads(kept[id]["metadata"])["shot_at"] for id in ids] == given
+
+    def matching(filter: str) -> list[int]:
+        return sorted(ids.index(id) for id in archive.matching(filter))
+
+    assert matching("shot_at BETWEEN '2026-11-02 09:00' AND '2026-11-02 11:00'") == [1, 2, 3, 4]
+    assert matching("shot_at < '2026-11-02'") == []
+    assert [matching(f"shot_at = '{value}'") for value in given[1:5]] == [[1, 2, 3, 4]] * 4
+    assert matching("shot_at IS NULL") == [5, 6, 7]
+    with pytest.raises(BadInput, match="11/30/2026"):
+        archive.matching("shot_at < '11/30/2026'")
 
 
 def test_adding_again_changes_nothing(archive: AnyArchive, images: list[Path]) -> None:

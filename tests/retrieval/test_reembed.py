@@ -2,8 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import datasets
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from foveal.errors import BadInput, FingerprintMismatch, Unavailable
 from foveal.progress import SilentProgress
@@ -12,7 +14,7 @@ from retrieval.compare import Question, compare, read_questions
 from retrieval.ingest import identity
 from retrieval.query import SearchQuery
 from retrieval.reembed import reembed
-from tests.retrieval.pixels import PixelEncoder, write_images
+from tests.retrieval.pixels import COLOURS, PixelEncoder, write_images
 
 OLD, NEW = PixelEncoder(), PixelEncoder(dimension=24, seed=1)
 
@@ -102,6 +104,43 @@ def test_images_that_are_gone_are_embedded_from_their_thumbnails(archive: Archiv
     assert (report.from_thumbnail, report.lost) == ({str(images[3]), str(images[4])}, {})
     now = Archive.open(archive.path)
     assert {str(images[3]), str(images[4])} <= {hit.uri for hit in now.search(SearchQuery(text="red", k=200), NEW)}
+
+
+def test_rows_of_datasets_are_embedded_from_the_originals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dataset(first: int, count: int) -> datasets.Dataset:
+        images = [Image.new("RGB", (600, 400), COLOURS[first + i]) for i in range(count)]
+        return datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))
+
+    hub = {split: dataset(number, 1) for number, split in enumerate(("train", "test"))}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split=None: hub[split] if split else hub)
+    dataset(2, 2).save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=dataset(4, 2)).save_to_disk(str(tmp_path / "two"))
+    sources = ["hf:org/name", f"hf:{tmp_path / 'one'}", tmp_path / "two", dataset(6, 1)]
+    archive = Archive.create(tmp_path / "archive", OLD)
+    assert archive.add(sources, OLD).added == 7
+    report = reembed(archive, NEW, NEW.name, SilentProgress())
+    assert (report.images, report.lost) == (7, {})
+    [only] = report.from_thumbnail
+    assert only.startswith("hf://memory/")
+    assert len(Archive.open(archive.path).matching("split = 'train'")) == 3
+
+
+def test_what_cannot_be_opened_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [Image.new("RGB", (60, 40), colour) for colour in COLOURS[:4]]
+    pictures = datasets.Dataset.from_dict({"image": images}, datasets.Features({"image": datasets.Image()}))
+    asked: list[str] = []
+
+    def load(name: str, split: str | None = None) -> dict[str, datasets.Dataset]:
+        asked.append(name)
+        if len(asked) > 1:
+            raise ConnectionError("no network")
+        return {"train": pictures}
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    archive = Archive.create(tmp_path / "archive", OLD)
+    archive.add("hf:org/name", OLD)
+    assert len(reembed(archive, NEW, NEW.name, SilentProgress()).from_thumbnail) == 4
+    assert asked == ["org/name"] * 2
 
 
 def test_an_archive_is_not_embedded_twice_at_a_time_nor_with_its_own_encoder(archive: Archive) -> None:

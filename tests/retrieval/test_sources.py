@@ -29,6 +29,7 @@ from retrieval.sources_local import Folder, glob_filter
 from retrieval.sources_sidecar import parse_csv
 from retrieval.sources_web import Web, is_public
 from retrieval.watch import Changes, watch
+from tests.command import foveal
 from tests.retrieval.pixels import COLOURS, PixelEncoder, write_images
 
 
@@ -155,6 +156,28 @@ def test_each_image_comes_once_and_a_folder_that_cannot_be_listed_is_noted(
     for uri in ("locked/x.png", ".hidden/x.png", "notes.txt"):
         assert not Sources.resolve(tmp_path / "images").covers(str(tmp_path / "images" / uri))
     assert not found.covers(str(tmp_path / "other.png"))
+
+
+def test_files_whose_names_are_none_of_images_are_counted(tmp_path: Path, bucket: str) -> None:
+    photos = write_images(tmp_path / "site" / "images", 2)[0].parent
+    for name in ("a.HEIC", "b.heif", "noext", "photo.dat", "shard.tar", "0000.json", ".hidden", "metadata.csv"):
+        (photos / name).write_bytes(png())
+    found = Sources.resolve([photos, bucket, f"{bucket}/**", str(photos / "*.dat")])
+    assert found.passed_over == {".md": 2, ".heic": 1, ".heif": 1, "": 1, ".dat": 1, ".tar": 1}
+    archive = tmp_path / "archive"
+    words = ("archive", "add", str(photos), "--archive", str(archive), "--encoder", "bundled:clip")
+    said = foveal(*words, "--json")
+    assert said.json["passed_over"] == {".heic": 1, ".heif": 1, "": 1, ".dat": 1, ".tar": 1}
+    [line] = [line for line in said.err.splitlines() if "passed over" in line]
+    assert line == (
+        "passed over 5 files by the ending of their name: 1 .heic, 1 .heif, 1 without an ending, 1 .dat, 1 .tar (of "
+        "HEIC there are 2, which is not read: convert it to JPEG)"
+    )
+    assert line in foveal(*words).err
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "iphone.heic").write_bytes(png())
+    shown = foveal("archive", "add", str(tmp_path / "phone"), "--archive", str(archive), "--encoder", "bundled:clip")
+    assert "received 1 .heic (of HEIC" in shown.error
 
 
 @pytest.mark.parametrize(
@@ -334,6 +357,14 @@ def test_private_addresses_are_never_asked(server: ThreadingHTTPServer) -> None:
 def test_hosts_that_are_not_allowed_are_refused_before_anything_is_asked(url: str) -> None:
     with pytest.raises(BadInput):
         Sources.resolve(url, allow=["evil.org"])
+
+
+@pytest.mark.parametrize("name", ["x.tar", "sub/X.TAR", "x.parquet?key=1", "x.tar.gz"])
+def test_what_holds_many_images_is_not_fetched(server: ThreadingHTTPServer, name: str) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/{name}"
+    with pytest.raises(BadInput, match=r"not read over HTTP; expected the address of one image\. Download it"):
+        Sources.resolve(url, allow=["127.0.0.1"])
+    assert server.asked == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def test_vectors_of_another_encoder_are_refused_whether_they_say_so_or_not(
         {
             "uri": [str(file) for file in images],
             "shift": ["night"] * 30,
+            "captured_at": [datetime(2026, 11, 2, 10, 30)] * 30,
             "vector": list(ENCODER.encode_images([_open(file) for file in images])),
         }
     )
@@ -74,6 +76,7 @@ def test_vectors_of_another_encoder_are_refused_whether_they_say_so_or_not(
     mine = Archive.create(tmp_path / "mine", ENCODER)
     assert read(mine, tmp_path / "plain.parquet", ENCODER, QUIET)[0] == 30
     assert mine.search(SearchQuery(image=images[4], filter="shift = 'night'", k=1), ENCODER)[0].uri == str(images[4])
+    assert len(mine.matching("captured_at = '2026-11-02 12:30+02:00'")) == 30
     for file in images:
         file.unlink()
     with pytest.raises(BadInput, match="none of its images"):
