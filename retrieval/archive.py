@@ -136,8 +136,7 @@ class Archive(Reader):
                 report.removed = self._delete(self._vanished(found, seen))
             self.table().tidy()
             self._sums.record()
-        self.index(progress)
-        report.notes[:] = sorted({*report.notes, *found.notes})
+        report.notes[:] = sorted({*report.notes, *found.notes, *self.index(progress)})
         return report
 
     def add_vectors(
@@ -194,11 +193,14 @@ class Archive(Reader):
             self._sums.record()
         return notes
 
-    def index(self, progress: Progress | None = None) -> None:
-        """Indexes what is not indexed yet where that is worth it; others go on reading and writing."""
-        if self._upkeep.needed(self.snapshot()):
-            self._upkeep.run(self.snapshot, progress or SilentProgress())
-            self._searcher.words.update(self.snapshot(), wait=0)  # fewer rows than that a search catches up with
+    def index(self, progress: Progress | None = None) -> list[str]:
+        """Indexes vectors that are not indexed yet where that is worth it, and all words; others read and write on.
+
+        Returns notes on what could not be done.
+        """
+        self._upkeep.run(self.snapshot, progress or SilentProgress())
+        lacking = self._index_words()
+        return [] if lacking is None else [lacking]
 
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
@@ -235,6 +237,7 @@ class Archive(Reader):
                 dimension=self.settings.dimension,
                 fingerprint=self.fingerprint,
                 rebuild=self.rebuild if repair else None,
+                index_words=self._index_words if repair else None,
                 progress=progress,
             )
         self._snapshot = None
@@ -294,6 +297,10 @@ class Archive(Reader):
         self._quarantine.update(rejected, seen)
 
     # Inside.
+
+    def _index_words(self) -> str | None:
+        """Brings the keyword index up to date, however much that is; what it still lacks."""
+        return self._searcher.words.update(self.snapshot(), wait=LOCK_SECONDS)
 
     def _delete(self, ids: Sequence[str]) -> int:
         return self.table().delete(list(ids)) if ids else 0
