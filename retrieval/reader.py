@@ -227,6 +227,7 @@ class Reader:
                     "index": part.index.kind,
                     "codes_mb": part.index.codes_mb,
                     "tuning": None if part.index.tuning is None else asdict(part.index.tuning.chosen),
+                    "curve": [] if part.index.tuning is None else [asdict(one) for one in part.index.tuning.curve],
                 }
                 for part in view.parts[:indexed]
             ],
