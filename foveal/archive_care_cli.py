@@ -86,6 +86,8 @@ def archive_reembed(
             "images": report.images,
             "from_thumbnail": len(report.from_thumbnail),
             "lost": [{"path": path, "reason": reason} for path, reason in report.lost.items()],
+            "calibrated": report.calibrated,
+            "notes": report.notes,
         },
         json_,
     )

@@ -233,7 +233,22 @@ def archive_info(archive: ArchiveUri, json_: Json = False) -> None:
     """
     from retrieval.stores import open_archive
 
-    emit(open_archive(archive).stats(), json_)
+    stats = open_archive(archive).stats()
+    curves = {} if json_ else {n: one.pop("curve") for n, one in enumerate(stats.get("segments", ()), 1)}
+    emit(stats, json_)
+    for number, curve in curves.items():
+        if curve:
+            typer.echo(f"\nsegment {number}: the fastest that tuning measured for each recall")
+            emit_rows(_fastest(curve))
+
+
+def _fastest(curve: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those points of a curve that no faster one equals in recall, the fastest first."""
+    found: list[dict[str, Any]] = []
+    for point in sorted(curve, key=lambda one: one["ms"]):
+        if not found or point["recall"] > found[-1]["recall"]:
+            found.append(point)
+    return found
 
 
 @archive_app.command("delete")

@@ -37,7 +37,7 @@ from retrieval.reader import Reader, size_of
 from retrieval.settings import Settings
 from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
-from retrieval.upkeep import Upkeep
+from retrieval.upkeep import Upkeep, excess
 
 LOCK_SECONDS = 10.0
 
@@ -100,7 +100,8 @@ class Archive(Reader):
     ) -> AddReport:
         """Embeds the images of the sources (see `Sources.resolve`); those already there and unchanged are passed over.
 
-        Each batch is durable before `progress` counts it; files that cannot be read go into quarantine.
+        Each batch is durable before `progress` counts it; files that cannot be read go into quarantine. The index is
+        built meanwhile, and what that lacks in the end is made up for before this returns.
 
         Args:
             sync: also remove the images that these sources held once and do no longer.
@@ -117,6 +118,7 @@ class Archive(Reader):
         found = sources if isinstance(sources, Sources) else Sources.resolve(sources, allow=allow)
         report = AddReport(passed_over=found.passed_over)
         seen: set[str] = set()
+        failures: list[str] = []
         with (
             self._writing(),
             ThreadPoolExecutor(1, "index") as beside,
@@ -128,16 +130,15 @@ class Archive(Reader):
                 for batch in take_in(batches, self, report, progress):
                     if sync:
                         seen.update(batch.seen)
-                    if building is None or building.done():
-                        building = beside.submit(self._upkeep.run, self.snapshot, SilentProgress())
+                    if (building is None or building.done()) and not failures:
+                        building = beside.submit(self._index_beside, failures)
             finally:
                 progress.finish()
             if sync:
                 report.removed = self._delete(self._vanished(found, seen))
             self.table().tidy()
             self._sums.record()
-        self.index(progress)
-        report.notes[:] = sorted({*report.notes, *found.notes})
+        report.notes[:] = sorted({*report.notes, *found.notes, *failures, *self.index(progress)})
         return report
 
     def add_vectors(
@@ -194,11 +195,14 @@ class Archive(Reader):
             self._sums.record()
         return notes
 
-    def index(self, progress: Progress | None = None) -> None:
-        """Indexes what is not indexed yet where that is worth it; others go on reading and writing."""
-        if self._upkeep.needed(self.snapshot()):
-            self._upkeep.run(self.snapshot, progress or SilentProgress())
-            self._searcher.words.update(self.snapshot(), wait=0)  # fewer rows than that a search catches up with
+    def index(self, progress: Progress | None = None) -> list[str]:
+        """Indexes vectors that are not indexed yet where that is worth it, and all words; others read and write on.
+
+        Returns notes on what could not be done.
+        """
+        self._upkeep.run(self.snapshot, progress or SilentProgress())
+        told = (excess(self.snapshot(), self.settings.index.memory_mb), self._index_words())
+        return [note for note in told if note is not None]
 
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
@@ -235,6 +239,7 @@ class Archive(Reader):
                 dimension=self.settings.dimension,
                 fingerprint=self.fingerprint,
                 rebuild=self.rebuild if repair else None,
+                index_words=self._index_words if repair else None,
                 progress=progress,
             )
         self._snapshot = None
@@ -294,6 +299,17 @@ class Archive(Reader):
         self._quarantine.update(rejected, seen)
 
     # Inside.
+
+    def _index_words(self) -> str | None:
+        """Brings the keyword index up to date, however much that is; what it still lacks."""
+        return self._searcher.words.update(self.snapshot(), wait=LOCK_SECONDS)
+
+    def _index_beside(self, failures: list[str]) -> None:
+        """Indexes what an `add` under way has committed; it goes on whatever happens, and tries again in the end."""
+        try:
+            self._upkeep.run(self.snapshot, SilentProgress())
+        except Exception as error:
+            failures.append(f"the index could not be built while images came in: {error}")
 
     def _delete(self, ids: Sequence[str]) -> int:
         return self.table().delete(list(ids)) if ids else 0

@@ -41,9 +41,15 @@ def inspect(
     dimension: int,
     fingerprint: str,
     rebuild: Callable[[], None] | None,
+    index_words: Callable[[], str | None] | None,
     progress: Progress,
 ) -> CheckReport:
-    """Checks the generation in `path`, whose locks the caller holds; `rebuild`, unless None, makes its index anew."""
+    """Checks the generation in `path`, whose locks the caller holds.
+
+    Args:
+        rebuild: makes its index anew; None: leave it.
+        index_words: brings its keyword index up to date and says what that still lacks; None: leave it.
+    """
     try:
         if changed := Checksums(path / "table.lance").damage():
             return CheckReport(False, [f"{one}; restore it from a backup" for one in changed], [], 0)
@@ -59,6 +65,8 @@ def inspect(
         repaired, derived = derived, _index_problems(table, store)
     if rebuild is not None and not derived:
         repaired += [f"removed {name}, which a stopped writer had left" for name in store.sweep()]
+    if index_words is not None and not problems and (lacking := index_words()) is not None:
+        derived.append(lacking)
     problems += derived + _missing_files(table)
     return CheckReport(not problems, problems, repaired, len(table))
 

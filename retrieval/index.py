@@ -6,7 +6,7 @@ Shape letters: N vectors, D dimensions, Q queries, S a sample. A position is a v
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,6 @@ import faiss as _faiss
 import numpy as np
 
 from foveal.detections import BoolArray, FloatArray, IntArray
-from foveal.errors import BadInput
 from retrieval.gpu import OnGpu
 from retrieval.tuning import (
     EFFORTS,
@@ -42,8 +41,11 @@ GATHER_BYTES = 32 * 2**20  # of a subset's vectors, up to which they are copied 
 class IndexSettings:
     """When to stop searching exactly, how much recall an approximate index must keep, and what it may hold in memory.
 
-    The memory is that of the codes, which every process that searches keeps resident; the half-precision vectors they
-    are refined with are mapped from disk and shared.
+    The memory is that of the codes of all approximate segments together, which searches go through and should find in
+    memory. Not counted is what is mapped from disk, shared by processes and read a little of: the half-precision
+    vectors that hits are refined with, keys, and what a hit tells; nor exact segments (mapped too) and the rows that
+    wait to be indexed, which are few. Where the leanest kind needs more than is allowed, it is built nevertheless, and
+    `add` and `stats` say so: unindexed, the vectors would need many times as much.
     """
 
     flat_below: int = 50_000
@@ -108,21 +110,18 @@ class VectorIndex:
         object.__setattr__(self, "plain", self._parameters(TUNE_K, None) if tuned else None)
 
     @classmethod
-    def build(cls, vectors: Vectors, settings: IndexSettings) -> VectorIndex:
-        """The first kind of approximate index that fits memory and reaches the recall target on `vectors`.
+    def build(cls, vectors: Vectors, recall_target: float, kinds: Iterable[str] = RECIPES) -> VectorIndex:
+        """The first of the `kinds` of approximate index that reaches the recall target on `vectors`.
 
         When none reaches it, the kind with the best recall.
-
-        Raises:
-            BadInput: no kind fits into the memory allowed.
         """
         best: VectorIndex | None = None
-        for name in fitting(len(vectors), vectors.dimension, settings.memory_mb):
-            built = _built(name, vectors, settings.recall_target)
+        for name in kinds:
+            built = _built(name, vectors, recall_target)
             assert built.tuning is not None
             if best is None or best.tuning is None or built.tuning.chosen.recall > best.tuning.chosen.recall:
                 best = built
-            if built.tuning.chosen.recall >= settings.recall_target:
+            if built.tuning.chosen.recall >= recall_target:
                 break
         assert best is not None
         return best
@@ -137,6 +136,18 @@ class VectorIndex:
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
+
+    @property
+    def recipe(self) -> str | None:
+        """The name of its recipe; None of an exact one."""
+        if self.tuning is None:
+            return None
+        return next(name for name in RECIPES if all(part in self.kind for part in name.split("-")))
+
+    @property
+    def codes_mb(self) -> float:
+        """What it uses of `IndexSettings.memory_mb`."""
+        return 0.0 if self.recipe is None else needed_mb(self.recipe, len(self), self.index.d)
 
     @property
     def store(self) -> Any:
@@ -245,22 +256,19 @@ class Subset:
         return len(self.positions)
 
 
-def fitting(count: int, dimension: int, memory_mb: float | None) -> list[str]:
-    """The recipes whose codes of `count` vectors fit into memory, in the order to try them.
+def needed_mb(name: str, count: int, dimension: int) -> float:
+    """Memory of the codes of `count` vectors by a recipe."""
+    return RECIPES[name].bytes_each(dimension) * count / 2**20
 
-    Raises:
-        BadInput: none does.
-    """
-    needs = {name: recipe.bytes_each(dimension) * count / 2**20 for name, recipe in RECIPES.items()}
-    names = [name for name, need in needs.items() if memory_mb is None or need <= memory_mb]
-    if not names:
-        least = min(needs.values())
-        raise BadInput(
-            f"no index of {count:,} vectors fits into {memory_mb:g} MB",
-            expected=f"at least {least:.0f} MB",
-            remedy="Allow more memory, or split the archive.",
-        )
-    return names
+
+def fitting(count: int, dimension: int, memory_mb: float | None) -> list[str]:
+    """The recipes whose codes of `count` vectors fit into memory, in the order to try them."""
+    return [name for name in RECIPES if memory_mb is None or needed_mb(name, count, dimension) <= memory_mb]
+
+
+def leanest(dimension: int) -> str:
+    """The recipe that needs the least memory."""
+    return min(RECIPES, key=lambda name: RECIPES[name].bytes_each(dimension))
 
 
 def _codes(dimension: int) -> int:

@@ -29,6 +29,7 @@ from retrieval.segments import MANIFEST, SegmentStore
 from retrieval.settings import Settings
 from retrieval.snapshot import Snapshot
 from retrieval.table import Table
+from retrieval.upkeep import codes_mb, excess
 
 T = TypeVar("T")
 FILTERS_KEPT = 8
@@ -213,6 +214,7 @@ class Reader:
         """Sizes, and how the archive is searched, with what tuning measured."""
         view = self.snapshot()
         indexed = len(view.parts) - bool(view.tail)
+        told = excess(view, self.settings.index.memory_mb)
         return {
             "images": len(view.rows),
             "encoder": self.encoder,
@@ -223,10 +225,15 @@ class Reader:
                 {
                     "images": len(part),
                     "index": part.index.kind,
+                    "codes_mb": part.index.codes_mb,
                     "tuning": None if part.index.tuning is None else asdict(part.index.tuning.chosen),
+                    "curve": [] if part.index.tuning is None else [asdict(one) for one in part.index.tuning.curve],
                 }
                 for part in view.parts[:indexed]
             ],
+            "codes_mb": codes_mb(view.parts),
+            "memory_mb": self.settings.index.memory_mb,
+            "notes": [] if told is None else [told],
             "index_damage": view.damage,
             "indexed": len(view.rows) - view.tail,
             "tail": view.tail,

@@ -26,7 +26,10 @@ from foveal.models import Encoder
 from foveal.progress import Progress
 from retrieval.blur import secret
 from retrieval.checksums import Checksums
+from retrieval.feedback import Feedback
 from retrieval.ingest import embed, identity
+from retrieval.relevance import Model
+from retrieval.relevance_fit import fit
 from retrieval.settings import Settings
 from retrieval.sources import Sources, local_path
 from retrieval.sources_item import Item, outer, read_file
@@ -48,12 +51,16 @@ class ReembedReport:
         default_factory=set[str]
     )  # URIs whose file is gone or damaged, or not blurred as they are
     lost: dict[str, str] = field(default_factory=dict[str, str])  # URI -> why not even a thumbnail could be embedded
+    calibrated: bool = False  # whether searches give probabilities from now on
+    notes: list[str] = field(default_factory=list[str])
 
 
 def reembed(
     archive: Archive, encoder: Encoder, reference: str, progress: Progress, *, allow: Collection[str] = ()
 ) -> ReembedReport:
     """Makes `encoder` the encoder of `archive`; handles opened before go on until the swap, and are refused after it.
+
+    An archive that was calibrated is calibrated for `encoder` before the swap, where there is enough to learn from.
 
     Raises:
         BadInput: it is the archive's encoder already.
@@ -72,12 +79,13 @@ def reembed(
             fresh = archive.at(settings)
             _copy(archive, fresh, encoder, allow, report, progress)
             fresh.index(progress)
+            _recalibrate(archive, fresh, encoder, report)
             with archive.still():  # what came meanwhile is little
                 _copy(archive, fresh, encoder, allow, report, progress)
                 settings.write(archive.path)
     except Timeout as error:
         raise Unavailable(f"another process is re-embedding {archive.path}", remedy="Wait for it.") from error
-    fresh.index(progress)
+    report.notes += fresh.index(progress)
     return report
 
 
@@ -93,6 +101,21 @@ def _begin(folder: Path, settings: Settings) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     Table.create(folder / "table.lance", settings.dimension)
     settings.write(folder)
+
+
+def _recalibrate(archive: Archive, fresh: Archive, encoder: Encoder, report: ReembedReport) -> None:
+    """Fits for `fresh` what `archive` tells of the relevance of its hits, if it does."""
+    if Model.read(archive.folder / "relevance.json") is None:
+        return
+    model = fit(fresh.snapshot(), encoder, Feedback(archive.path / "feedback.sqlite").read())
+    report.calibrated = bool(model.basis["phrases"] or model.basis["judgements"])
+    if report.calibrated:
+        model.write(fresh.folder / "relevance.json")
+    else:
+        report.notes.append(
+            f"searches give no probabilities any more: too few captions, labels or judgements to learn from with "
+            f"{encoder.name}; add some, and calibrate again with `foveal archive calibrate`"
+        )
 
 
 def _copy(

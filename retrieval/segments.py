@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from foveal.artifacts import file_hash, write_text
 from foveal.detections import IntArray
 from foveal.errors import IntegrityError
 from retrieval.gpu import Gpu
-from retrieval.index import IndexSettings, VectorIndex, Vectors
+from retrieval.index import VectorIndex, Vectors
 from retrieval.table import Table
 from retrieval.told import COLUMNS, Told
 from retrieval.tuning import Tuning
@@ -88,11 +89,14 @@ class SegmentStore:
         raise AssertionError("unreachable")
 
     def build(
-        self, table: Table, seqs: IntArray, rows: IntArray, after: int, settings: IndexSettings, *, flat: bool
+        self, table: Table, seqs: IntArray, rows: IntArray, after: int, recall_target: float, kinds: Sequence[str]
     ) -> None:
         """Swaps in one new segment for every segment from the `after`-th on, atomically.
 
         It holds the rows given by seq (N,) ascending and Lance row id (N,); none at all when there are none.
+
+        Args:
+            kinds: of approximate index, in the order to try them; none: an exact one.
         """
         self.folder.mkdir(exist_ok=True)
         kept = self.entries()[:after] if after else []
@@ -100,8 +104,8 @@ class SegmentStore:
             self._swap(kept)
             return
         vectors = Vectors(len(rows), table.dimension, lambda at: table.vectors(rows[at]))
-        few = flat or len(rows) < APPROXIMATE_FROM
-        built = VectorIndex.flat(vectors) if few else VectorIndex.build(vectors, settings)
+        exact = not kinds or len(rows) < APPROXIMATE_FROM
+        built = VectorIndex.flat(vectors) if exact else VectorIndex.build(vectors, recall_target, kinds)
         name = f"segment-{uuid.uuid4().hex[:12]}"
         files = {f"{name}.faiss": self.folder / f"{name}.faiss", f"{name}.arrow": self.folder / f"{name}.arrow"}
         try:

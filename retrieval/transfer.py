@@ -121,7 +121,7 @@ def read(archive: Archive, source: Path, encoder: Encoder, progress: Progress) -
                 progress.advance(len(records))
         finally:
             progress.finish()
-        archive.index(progress)
+        notes += archive.index(progress)
     return count, sorted(set(notes))
 
 

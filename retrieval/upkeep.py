@@ -7,7 +7,7 @@ every row is indexed anew a few times in its life, however large the archive gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from foveal.progress import Progress
-from retrieval.index import IndexSettings
-from retrieval.segments import SegmentStore
-from retrieval.snapshot import Snapshot
+from retrieval.index import IndexSettings, fitting, leanest, needed_mb
+from retrieval.segments import APPROXIMATE_FROM, SegmentStore
+from retrieval.snapshot import Part, Snapshot
 
 TAIL_SHARE = 0.1  # of the indexed rows that may wait to be indexed ...
 TAIL_MOST = 8192  # ... or this many, if that is less
@@ -84,10 +84,58 @@ class Upkeep:
         return merge_from(sizes, view.tail, self._settings.flat_below)
 
     def _build(self, view: Snapshot, after: int) -> None:
+        after, kinds = self._affordable(view, after)
+        first = _first(view, after)
+        self._store.build(view.table, view.seqs[first:], view.rows[first:], after, self._settings.recall_target, kinds)
+
+    def _affordable(self, view: Snapshot, after: int) -> tuple[int, list[str]]:
+        """The segment from which on to build anew, and the kinds of index to try, none for an exact one.
+
+        A kind has to fit beside the segments that stay, and to fit for the whole archive, or small segments would use
+        up what the large ones need. Where none fits beside them, everything is built anew, of a kind that does; where
+        not even the leanest kind of the whole fits, of that.
+        """
+        total, dimension, allowed = len(view.rows), view.table.dimension, self._settings.memory_mb
+        if total < self._settings.flat_below:
+            return after, []
+        whole = fitting(total, dimension, allowed)
         kept = view.parts[:after]
-        first = 0 if not kept else int(np.searchsorted(view.seqs, kept[-1].seqs[-1], side="right"))
-        flat = len(view.rows) < self._settings.flat_below
-        self._store.build(view.table, view.seqs[first:], view.rows[first:], after, self._settings, flat=flat)
+        rows = total - _first(view, after)
+        if allowed is None or rows < APPROXIMATE_FROM:
+            return after, whole
+        left = allowed - codes_mb(kept)
+        if beside := [name for name in whole if needed_mb(name, rows, dimension) <= left]:
+            return after, beside
+        least = leanest(dimension)
+        lean = all(part.index.recipe in (None, least) for part in kept)
+        return (after if lean and not whole else 0), whole or [least]
+
+
+def codes_mb(parts: Iterable[Part]) -> float:
+    """What they use of `IndexSettings.memory_mb`."""
+    return sum(part.index.codes_mb for part in parts)
+
+
+def excess(view: Snapshot, memory_mb: float | None) -> str | None:
+    """What to tell of an index that uses more memory than it may; None where it does not."""
+    used = codes_mb(view.parts)
+    if memory_mb is None or used <= memory_mb:
+        return None
+    count, dimension = len(view.rows), view.table.dimension
+    least = needed_mb(leanest(dimension), count, dimension)
+    return (
+        f"the index keeps codes of {_mb(used)} in memory, {_mb(memory_mb)} are allowed; "
+        f"{count:,} images need {_mb(least)} at least"
+    )
+
+
+def _first(view: Snapshot, after: int) -> int:
+    """The number of the first row that follows the first `after` segments."""
+    return 0 if not after else int(np.searchsorted(view.seqs, view.parts[after - 1].seqs[-1], side="right"))
+
+
+def _mb(size: float) -> str:
+    return f"{size:,.0f} MB" if size >= 10 else f"{size:.2g} MB"
 
 
 def merge_from(sizes: Sequence[Size], tail: int, flat_below: int) -> int | None:

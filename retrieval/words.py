@@ -61,7 +61,7 @@ class Words:
                     return f"keywords of {behind:,} images are not indexed yet"
                 try:
                     if self.file.is_file():
-                        self._catch_up(view, WAIT if wait >= 0 else 30.0)
+                        self._catch_up(view, max(wait, WAIT) if wait >= 0 else 30.0)
                     else:
                         self._build(view)
                 except sqlite3.DatabaseError as error:

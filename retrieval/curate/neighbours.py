@@ -12,7 +12,7 @@ import numpy as np
 from foveal.detections import FloatArray, IntArray
 from foveal.progress import Progress
 from retrieval.curate.selection import Selection
-from retrieval.index import IndexSettings, VectorIndex, Vectors
+from retrieval.index import VectorIndex, Vectors
 
 EXACT_PAIRS = 2.5e9  # compared by brute force; at 512 dimensions some 20 s of one core
 BATCH = 2048  # queries a call
@@ -62,7 +62,7 @@ class Neighbourhood:
         if float(queries) * len(images) <= EXACT_PAIRS:
             return VectorIndex.flat(vectors).search
         if not images.is_whole:
-            return VectorIndex.build(vectors, IndexSettings(recall_target=images.index.recall_target)).search
+            return VectorIndex.build(vectors, images.index.recall_target).search
 
         def through_archive(queries: FloatArray, k: int) -> tuple[FloatArray, IntArray]:
             found = images.view.nearest(queries, k)

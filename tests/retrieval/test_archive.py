@@ -19,6 +19,7 @@ from retrieval.archive import Archive
 from retrieval.index import IndexSettings
 from retrieval.query import SearchQuery
 from retrieval.sources import Item
+from tests.command import foveal
 from tests.retrieval.pixels import PixelEncoder, write_images
 
 ENCODER = PixelEncoder()
@@ -382,6 +383,14 @@ def test_a_large_archive_is_tuned_stays_right_under_deletes_and_filters(tmp_path
     stats = archive.stats()
     assert [segment["index"].endswith("Refine(SQfp16)") for segment in stats["segments"]] == [True]
     assert stats["segments"][0]["tuning"]["recall"] >= 0.99
+    told = foveal("archive", "info", "--archive", str(archive.path), "--json").json["segments"][0]
+    assert (told["curve"], told["tuning"]) == (stats["segments"][0]["curve"], stats["segments"][0]["tuning"])
+    assert told["tuning"] in told["curve"]
+    shown = foveal("archive", "info", "--archive", str(archive.path)).out.partition("segment 1: ")
+    assert "curve" not in shown[0]
+    recalls = [float(line.split()[2]) for line in shown[2].splitlines()[2:]]
+    assert recalls
+    assert recalls == sorted(recalls)
     assert archive.recall_at_k(sample=100).recall >= 0.98
     # A filter that correlates with the vectors, the case in which an index with a bitmap goes wrong.
     hits = archive.nearest(vectors[:50], 10, "half = 'left'")

@@ -132,7 +132,7 @@ def test_what_a_gpu_cannot_leave_out_is_searched_without_it(archive: Archive, ma
 
 @pytest.mark.parametrize(("gone", "asked"), [(100, [126]), (2022, [2048]), (3000, [])])
 def test_positions_are_passed_over_while_they_are_few(made: list[StandIn], gone: int, asked: list[int]) -> None:
-    index = VectorIndex.build(Vectors.of(VECTORS), IndexSettings(recall_target=0.9))
+    index = VectorIndex.build(Vectors.of(VECTORS), 0.9)
     index = VectorIndex(index.index, index.kind, index.tuning, Gpu().hold(index.store))
     among = np.sort(np.random.default_rng(0).permutation(COUNT)[gone:])
     similarity, position = index.search(QUERIES, 10, index.subset(among, gather=False))
@@ -147,7 +147,7 @@ def test_half_precision_on_the_gpu_costs_no_hit(made: list[StandIn]) -> None:
     vectors = VECTORS.copy()
     vectors[:20] = QUERIES[0] + 1e-4 * np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = VectorIndex.build(Vectors.of(vectors), IndexSettings(recall_target=0.9))
+    index = VectorIndex.build(Vectors.of(vectors), 0.9)
     index = VectorIndex(index.index, index.kind, index.tuning, Gpu().hold(index.store))
     query = QUERIES[:1]
     found, _ = index.search(query, 10)

@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from foveal.errors import BadInput
-from retrieval.index import RECIPES, IndexSettings, VectorIndex, Vectors, contained, fitting
+from retrieval.index import RECIPES, VectorIndex, Vectors, contained, fitting, leanest, needed_mb
 from retrieval.tuning import Tuning, recall, without
 
 
@@ -24,9 +23,7 @@ VECTORS = clustered(2000)
 def index(request: pytest.FixtureRequest) -> VectorIndex:
     if request.param == "flat":
         return VectorIndex.flat(Vectors.of(VECTORS))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("retrieval.index.RECIPES", {request.param: RECIPES[request.param]})
-        return VectorIndex.build(Vectors.of(VECTORS), IndexSettings(recall_target=0.99))
+    return VectorIndex.build(Vectors.of(VECTORS), 0.99, [request.param])
 
 
 def truth(queries: np.ndarray, positions: np.ndarray, k: int) -> np.ndarray:
@@ -80,7 +77,7 @@ def test_an_approximate_index_says_what_was_measured(index: VectorIndex) -> None
 
 def test_a_subset_is_searched_approximately_only_where_that_was_measured_to_keep_the_recall() -> None:
     vectors = clustered(30_000, dimension=64, clusters=50)
-    index = VectorIndex.build(Vectors.of(vectors), IndexSettings(recall_target=0.97))
+    index = VectorIndex.build(Vectors.of(vectors), 0.97)
     queries = clustered(40, dimension=64, clusters=50, seed=4)
     for keep in (vectors[:, 0] > 0.0, np.arange(30_000) % 2 == 0, np.arange(30_000) < 5):
         with pytest.MonkeyPatch.context() as patched:
@@ -93,18 +90,22 @@ def test_a_subset_is_searched_approximately_only_where_that_was_measured_to_keep
     assert index.tuned(index.subset(np.arange(5), gather=False)).point is None
 
 
-def test_memory_decides_which_kinds_are_tried_and_none_fits_nothing() -> None:
+def test_memory_decides_which_kinds_are_tried() -> None:
     assert fitting(10**6, 512, None) == list(RECIPES)
-    assert fitting(10**6, 512, 100) == ["IVF-RaBitQ"]
-    with pytest.raises(BadInput, match="at least 80 MB"):
-        fitting(10**6, 512, 50)
+    assert fitting(10**6, 512, 100) == ["IVF-RaBitQ"] == [leanest(512)]
+    assert fitting(10**6, 512, 50) == []
+
+
+def test_an_index_knows_what_its_codes_need(index: VectorIndex) -> None:
+    assert index.recipe is None or index.recipe in RECIPES
+    assert index.codes_mb == (0 if index.recipe is None else needed_mb(index.recipe, 2000, 32))
 
 
 def test_unclustered_vectors_get_the_kind_that_reaches_the_target_or_the_best_there_is() -> None:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1500, 48)).astype(np.float32)
     noise /= np.linalg.norm(noise, axis=1, keepdims=True)
-    built = VectorIndex.build(Vectors.of(noise), IndexSettings(recall_target=0.9))
+    built = VectorIndex.build(Vectors.of(noise), 0.9)
     assert built.tuning is not None
     assert built.tuning.chosen.recall >= 0.9
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
 
+from foveal.detections import FloatArray
 from foveal.errors import BadInput, FingerprintMismatch, Unavailable
 from foveal.progress import SilentProgress
 from retrieval.archive import Archive
@@ -14,6 +16,8 @@ from retrieval.compare import Question, compare, read_questions
 from retrieval.ingest import identity
 from retrieval.query import SearchQuery
 from retrieval.reembed import reembed
+from retrieval.relevance_fit import calibrate
+from tests.command import foveal
 from tests.retrieval.pixels import COLOURS, PixelEncoder, write_images
 
 OLD, NEW = PixelEncoder(), PixelEncoder(dimension=24, seed=1)
@@ -185,3 +189,69 @@ def test_questions_come_from_plain_lines_and_json(tmp_path: Path) -> None:
     file.write_text('{"query": "blue"}\n')
     with pytest.raises(BadInput, match="line 1"):
         read_questions(file)
+
+
+SHADES = (
+    "red", "green", "blue", "yellow", "purple", "orange", "white", "black", "cyan", "brown", "pink", "gray", "navy",
+    "lime",
+)  # fmt: skip
+
+
+class Speaking(PixelEncoder):
+    """Takes any text: what names no shade is noise of its own."""
+
+    def encode_texts(self, texts):  # type: ignore[no-untyped-def]
+        return np.concatenate([self._text(text) for text in texts])
+
+    def _text(self, text: str) -> FloatArray:
+        shade = next((shade for shade in SHADES if shade in text), None)
+        if shade is not None:
+            return super().encode_texts([shade])
+        rng = np.random.default_rng(int.from_bytes(text.encode(), "little"))
+        return self.encode_images([Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))])
+
+
+THEN, NOW = Speaking(), Speaking(dimension=24, seed=1)
+
+
+@pytest.fixture
+def calibrated(tmp_path: Path) -> Archive:
+    folder = tmp_path / "shades"
+    for number, shade in enumerate(SHADES):
+        for file in write_images(folder / shade, 6, seed=number, colour=shade):
+            file.rename(folder / f"{shade}-{file.name}")
+    lines = [f"{shade}-{i:04d}.png,{shade}" for shade in SHADES for i in range(6)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,caption", *lines]))
+    made = Archive.create(tmp_path / "archive", THEN)
+    made.add(folder, THEN)
+    assert calibrate(made, THEN).basis["phrases"] >= 12
+    return made
+
+
+def test_a_calibrated_archive_is_calibrated_for_the_new_encoder_too(calibrated: Archive) -> None:
+    before = calibrated.search(SearchQuery(text="red", k=20), THEN)
+    report = reembed(calibrated, NOW, NOW.name, SilentProgress())
+    assert (report.calibrated, report.notes) == (True, [])
+    now = Archive.open(calibrated.path)
+    after = now.search(SearchQuery(text="red", k=20), NOW)
+    for hits in (before, after):
+        chances = [hit.probability for hit in hits]
+        assert np.mean(chances[:6]) > np.mean(chances[6:])
+    shown = now.search(SearchQuery(text="gribble"), NOW)
+    assert shown.nothing
+    assert "no image shows 'gribble'" in str(shown.reason)
+
+
+def test_what_cannot_be_calibrated_anew_is_said(calibrated: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated.delete(calibrated.some(1000)[12:])
+    monkeypatch.setattr("foveal.models.load_encoder", lambda *_: NOW)
+    told = foveal("archive", "reembed", "--archive", str(calibrated.path), "--encoder", NOW.name, "--json").json
+    assert (told["images"], told["calibrated"]) == (12, False)
+    assert "foveal archive calibrate" in told["notes"][0]
+    hits = Archive.open(calibrated.path).search(SearchQuery(text="red"), NOW)
+    assert {hit.probability for hit in hits} == {None}
+
+
+def test_an_archive_that_was_not_calibrated_stays_so_without_a_word(archive: Archive) -> None:
+    report = reembed(archive, NEW, NEW.name, SilentProgress())
+    assert (report.calibrated, report.notes) == (False, [])

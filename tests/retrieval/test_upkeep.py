@@ -2,17 +2,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from foveal.errors import FovealError
+from retrieval.adding import AddReport
 from retrieval.archive import Archive
 from retrieval.checksums import HINT
-from retrieval.index import IndexSettings
+from retrieval.index import RECIPES, IndexSettings, leanest, needed_mb
+from retrieval.ingest import Batch, identity
 from retrieval.query import SearchQuery
+from retrieval.sources import Sources
+from retrieval.table import Row
 from retrieval.upkeep import Size, merge_from
 from tests.retrieval.pixels import PixelEncoder, write_images
 
@@ -176,3 +180,81 @@ def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
     assert len(stale.search(SearchQuery(text="red", k=20), ENCODER)) == 10
     assert stale.check().ok
     assert json.loads((archive.path / "archive.json").read_text())["generation"] == 1
+
+
+def streamed(archive: Archive, batches: list[int], seed: int = 0) -> AddReport:
+    """Adds batches of so many random rows by `add`."""
+    rng = np.random.default_rng(seed)
+
+    def through(items: object, encoder: object, known: object) -> Iterator[Batch]:
+        for number, count in enumerate(batches):
+            uris = [f"mem://{seed}/{number}/{i}" for i in range(count)]
+            vectors = rng.standard_normal((count, ENCODER.dimension))
+            vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+            rows = [Row(identity(uri), uri, "", 1, 1, {}, vector) for uri, vector in zip(uris, vectors, strict=True)]
+            yield Batch(rows=rows, seen=uris)
+
+    return archive.add(Sources([]), ENCODER, through=through)
+
+
+def test_memory_is_a_budget_of_all_segments_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.segments.APPROXIMATE_FROM", 500)
+    monkeypatch.setattr("retrieval.upkeep.APPROXIMATE_FROM", 500)
+    monkeypatch.setattr("retrieval.tuning.TUNE_QUERIES", 16)
+    monkeypatch.setattr("retrieval.index.RECIPES", dict(reversed(RECIPES.items())))  # the fat ones while there is room
+    least = needed_mb(leanest(32), 1, 32)
+    settings = IndexSettings(flat_below=1500, recall_target=0.95, memory_mb=9000 * least)
+    archive = Archive.create(tmp_path / "archive", ENCODER, index=settings)
+    kinds: set[str] = set()
+    for number, count in enumerate((2000, 1100, 600, 1500, 1200, 300, 1400, 800)):
+        report = streamed(archive, [count], seed=number)
+        stats = archive.stats()
+        kinds |= {segment["index"].split(",")[1] for segment in stats["segments"]}
+        assert stats["codes_mb"] == sum(segment["codes_mb"] for segment in stats["segments"])
+        assert 0 < stats["codes_mb"] <= settings.memory_mb
+        assert (report.notes, stats["notes"]) == ([], [])
+        assert stats["tail"] <= 1024
+    assert kinds == {"SQ8", "RaBitQfs", "PQ16x4fs"}
+    assert archive.recall_at_k(sample=50).recall > 0.9
+
+
+def test_an_archive_that_outgrows_its_memory_goes_on_and_says_so(tmp_path: Path) -> None:
+    settings = IndexSettings(flat_below=4000, recall_target=0.9, memory_mb=0.01)
+    archive = Archive.create(tmp_path / "archive", ENCODER, index=settings)
+    report = streamed(archive, [1024] * 8)
+    assert (report.added, len(archive)) == (8192, 8192)
+    assert report.notes == [
+        "the index keeps codes of 0.12 MB in memory, 0.01 MB are allowed; 8,192 images need 0.12 MB at least"
+    ]
+    again = streamed(archive, [2000], seed=1)
+    assert (again.added, len(archive)) == (2000, 10_192)
+    assert len(again.notes) == 1
+    stats = archive.stats()
+    assert stats["notes"] == again.notes
+    assert stats["tail"] < 1024
+    assert stats["codes_mb"] > stats["memory_mb"] == 0.01
+    assert archive.check().ok
+
+
+def test_what_fails_while_images_come_in_is_told_and_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive.create(tmp_path / "archive", ENCODER)
+    build, calls = archive._segments.build, 0
+
+    def failing(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("cannot write index segment: No space left on device")
+        build(*args)
+
+    monkeypatch.setattr(archive._segments, "build", failing)
+    report = streamed(archive, [100, 100, 100])
+    assert report.added == 300
+    assert report.notes == [
+        "the index could not be built while images came in: cannot write index segment: No space left on device"
+    ]
+    assert calls == 2
+    assert archive.stats()["tail"] == 0
+    assert archive.check().ok

@@ -9,10 +9,12 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveal.progress import SilentProgress
 from retrieval.archive import Archive
 from retrieval.query import SearchQuery
+from retrieval.transfer import export, read
 from retrieval.words import Words
-from tests.retrieval.pixels import COLOURS, PixelEncoder
+from tests.retrieval.pixels import COLOURS, PixelEncoder, write_images
 
 ENCODER = PixelEncoder()
 CAPTIONS = ("a rusty valve", "two drones over the loading bay", "the bay of crates", "serial 4711-A", "cafés at night")
@@ -177,6 +179,40 @@ def test_what_could_not_be_searched_is_not_called_nothing(archive: Archive, monk
     assert "5 images are not indexed" in results.notes[0]
     assert Words(archive.folder / "words.sqlite").update(archive.snapshot()) is None
     assert found(archive, "valve") == ["0000"]
+
+
+def test_add_import_and_check_index_every_word_whatever_the_vectors_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("retrieval.search.CATCH_UP", 2)  # a search does not catch up with more
+    first = write_images(tmp_path / "first" / "images", 8)
+    archive = Archive.create(tmp_path / "archive", ENCODER)
+    archive.add(first[0].parent, ENCODER)
+    later = write_images(tmp_path / "later" / "images", 8, seed=1, colour="orange")
+    archive.add(later[0].parent, ENCODER)  # too few for another segment
+    assert archive.snapshot().tail == 8
+    assert len(found(archive, "orange", k=20)) == 9
+    (archive.folder / "words.sqlite").unlink()
+    results = archive.search(SearchQuery(words="orange"), ENCODER)
+    assert "16 images are not indexed" in results.notes[0]
+    assert archive.check().ok
+    assert len(found(archive, "orange", k=20)) == 9
+    export(archive, tmp_path / "out.parquet", SilentProgress())
+    other = fill(tmp_path / "other")
+    assert read(other, tmp_path / "out.parquet", ENCODER, SilentProgress()) == (16, [])
+    assert len(found(other, "orange", k=20)) == 9
+
+
+def test_add_says_that_it_could_not_index_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.archive.LOCK_SECONDS", 0.1)
+    images = write_images(tmp_path / "world" / "images", 3)
+    archive = Archive.create(tmp_path / "archive", ENCODER)
+    with FileLock(archive.folder / ".words.sqlite-lock"):
+        report = archive.add(images[0].parent, ENCODER)
+        assert "another process is indexing keywords" in report.notes[0]
+        assert not archive.check().ok
+    assert report.added == 3
+    assert archive.check().ok
 
 
 def test_an_older_view_brings_nothing_back(archive: Archive) -> None:
