@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ from foveal.options import (
     live_progress,
     read_lines,
 )
-from foveal.printing import Json, emit
+from foveal.printing import Json, emit, emit_rows
 from foveal.registry_cli import DEFAULT_REGISTRY, RegistryDir
 from foveal.search_cli import add_to as add_search
 
