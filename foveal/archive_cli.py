@@ -134,8 +134,8 @@ def _follow(archive: Archive, folder: Path, model: Encoder, seconds: float, thro
 def _told(name: str, archive: AnyArchive, report: AddReport, json_: bool) -> None:
     from retrieval.sources_local import endings
 
-    if count := sum(report.passed_over.values()):
-        typer.echo(f"passed over {count:,} files by the ending of their name: {endings(report.passed_over)}", err=True)
+    if report.passed_over:
+        typer.echo(f"passed over by the ending of their name: {endings(report.passed_over)}", err=True)
     emit(
         {
             "archive": name,

@@ -119,9 +119,9 @@ def endings(counts: Mapping[str, int]) -> str:
     most = Counter(counts).most_common()
     named = [f"{count:,} {ending or 'without an ending'}" for ending, count in most[:SHOWN]]
     others = sum(count for _, count in most[SHOWN:])
-    heic = sum(counts.get(ending, 0) for ending in HEIC)
+    heic = any(counts.get(ending) for ending in HEIC)
     text = ", ".join(named) + (f" and {others:,} others" if others else "")
-    return text + (f" (of HEIC there are {heic:,}, which is not read: convert it to JPEG)" if heic else "")
+    return text + (" (HEIC is not read: convert it to JPEG)" if heic else "")
 
 
 def glob_filter(pattern: str) -> Callable[[str], bool]:
