@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 import typer
 
 from foveal.options import DEFAULT_ENCODER, live_progress
-from foveal.printing import Json, emit
+from foveal.printing import Json, emit, emit_rows
 
 ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
+ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow-host", metavar="HOST", help="Host that may be fetched from; repeatable.")
 ]
@@ -19,6 +20,7 @@ Allow = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands of this module."""
+    app.command("quarantine")(archive_quarantine)
     app.command("compact")(archive_compact)
     app.command("retain")(archive_retain)
     app.command("reembed")(archive_reembed)
@@ -26,6 +28,20 @@ def add_to(app: typer.Typer) -> None:
     app.command("export")(archive_export)
     app.command("import")(archive_import)
     app.command("backup")(archive_backup)
+
+
+def archive_quarantine(archive: ArchiveUri, json_: Json = False) -> None:
+    """List the files that could not be added, and why; `add` tries them again, `add --sync` forgets what has gone.
+
+    Example: foveal archive quarantine --archive runs/archive
+    """
+    from retrieval.stores import open_archive
+
+    rows = [{"uri": uri, "reason": reason} for uri, reason in open_archive(archive).quarantined()]
+    if json_:
+        emit({"quarantined": rows}, True)
+    else:
+        emit_rows(rows)
 
 
 def archive_compact(archive: ArchiveDir, json_: Json = False) -> None:

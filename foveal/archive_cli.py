@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.archive_care_cli import Allow, ArchiveDir
+from foveal.archive_care_cli import Allow, ArchiveDir, ArchiveUri
 from foveal.archive_care_cli import add_to as add_care
 from foveal.curate_cli import add_to as add_curation
 from foveal.options import (
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from retrieval.stores import AnyArchive
 
 archive_app = typer.Typer(no_args_is_help=True, help="Embed, keep and search images.")
-
-
-ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 
 
 @archive_app.command("add")

@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Collection, Container, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Archive(Reader):
         Each batch is durable before `progress` counts it; files that cannot be read go into quarantine.
 
         Args:
-            sync: also remove the images that these sources held once and do no longer.
+            sync: also remove the images that these sources held once and do no longer, from quarantine too.
             allow: hosts and buckets that may be fetched from.
             through: makes the rows: `ingest.embed` here, or `ray_job.RayJob` on a cluster.
 
@@ -203,6 +204,8 @@ class Archive(Reader):
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
 
+        A file that has become unreadable since leaves the quarantine with its image.
+
         Raises:
             Unavailable: another process is writing.
         """
@@ -245,7 +248,7 @@ class Archive(Reader):
         self._upkeep.rebuild(self.snapshot)
 
     def compact(self) -> int:
-        """Makes deletions final: no file here holds vector, metadata or thumbnail of a deleted image any more.
+        """Makes deletions final: no file here holds name, vector, metadata or thumbnail of a deleted image any more.
 
         Earlier generations go too. Readers that look at an older state move to the present one at their next search.
         Returns the bytes freed.
@@ -261,6 +264,7 @@ class Archive(Reader):
                         drop(settings.folder(self.path))
                 self.table().erase()
                 self._sums.record()
+                self._quarantine.compact()
             self._upkeep.purge(self.snapshot)
         view = self.snapshot()
         self._searcher.words.purge(view)
@@ -296,16 +300,23 @@ class Archive(Reader):
     # Inside.
 
     def _delete(self, ids: Sequence[str]) -> int:
-        return self.table().delete(list(ids)) if ids else 0
+        """Removes images, and from quarantine the files of these ids; how many images there were."""
+        if not ids:
+            return 0
+        count = self.table().delete(list(ids))
+        chosen = set(ids)
+        self._quarantine.update([], [entry.uri for entry in self._quarantine.read() if identity(entry.uri) in chosen])
+        return count
 
     def _vanished(self, found: Sources, seen: Container[str]) -> list[str]:
-        """Ids of images that the sources cover and do not have."""
-        return [
-            key
+        """Ids of images, and of files in quarantine, that the sources cover and do not have."""
+        stored = (
+            pair
             for batch in self.table().scan(["id", "uri"])
-            for key, uri in zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
-            if uri not in seen and found.covers(uri)
-        ]
+            for pair in zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+        )
+        waiting = ((identity(entry.uri), entry.uri) for entry in self._quarantine.read())
+        return list({key: None for key, uri in chain(stored, waiting) if uri not in seen and found.covers(uri)})
 
     @contextmanager
     def _writing(self) -> Generator[None]:

@@ -50,11 +50,22 @@ class Quarantine:
             self._entries |= now
             self._lines += len(left) + len(come)
             if self._lines > 2 * len(self._entries) + WASTE:
-                write_text(self.path, "".join(map(_line, self._entries.values())))
-                self._lines = len(self._entries)
+                self._rewrite()
             else:
                 self._append("".join([*(_line(uri) for uri in left), *map(_line, come)]).encode())
             self._signature = _signature(self.path)
+
+    def compact(self) -> None:
+        """Leaves nothing in the file of what is in quarantine no more."""
+        with self._lock:
+            self._refresh()
+            if self._lines > len(self._entries):
+                self._rewrite()
+                self._signature = _signature(self.path)
+
+    def _rewrite(self) -> None:
+        write_text(self.path, "".join(map(_line, self._entries.values())))
+        self._lines = len(self._entries)
 
     def _refresh(self) -> None:
         signature = _signature(self.path)

@@ -12,6 +12,7 @@ from foveal.errors import FovealError
 from retrieval.archive import Archive
 from retrieval.checksums import HINT
 from retrieval.index import IndexSettings
+from retrieval.ingest import identity
 from retrieval.query import SearchQuery
 from retrieval.upkeep import Size, merge_from
 from tests.retrieval.pixels import PixelEncoder, write_images
@@ -162,15 +163,22 @@ def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
     hits = archive.search(SearchQuery(image=images[3], k=12), ENCODER)
     found = archive.search(SearchQuery(text="red", words="0003", k=12), ENCODER)  # which indexes the texts too
     assert "0003" in found[[hit.uri for hit in found].index(str(images[3]))].keywords
-    archive.delete([hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")])
+    secret = images[7].rename(images[7].with_name("secretname.png"))
+    archive.add(secret, ENCODER)
+    secret.write_bytes(b"no image any more")
+    archive.add(secret, ENCODER)
+    chosen = [hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")]
+    archive.delete([*chosen, identity(str(secret))])
 
     def traces(word: str) -> list[Path]:
         return [f for f in archive.path.rglob("*") if f.is_file() and word.encode() in f.read_bytes()]
 
     assert traces("person-0003-secret")
+    assert archive.path / "quarantine.jsonl" in traces("secretname")
     archive.compact()
     assert not traces("person-0003-secret")
     assert not traces("person-0007-secret")
+    assert not traces("secretname")
     assert traces("person-0004-secret")
     stale = Archive.open(archive.path)
     assert len(stale.search(SearchQuery(text="red", k=20), ENCODER)) == 10
