@@ -16,6 +16,7 @@ import shutil
 from collections.abc import Collection, Container, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
 from retrieval.adding import AddReport, take_in
 from retrieval.check import CheckReport, inspect
+from retrieval.check_files import flaws, mended
 from retrieval.checksums import Checksums
 from retrieval.feedback import Feedback
 from retrieval.index import IndexSettings
@@ -68,7 +70,9 @@ class Archive(Reader):
         settings = Settings(reference or encoder.name, encoder.fingerprint, encoder.dimension, index or IndexSettings())
         with staged(path, folder=True) as folder:
             settings.folder(folder).mkdir(parents=True)
-            Table.create(settings.folder(folder) / "table.lance", encoder.dimension)
+            table = settings.folder(folder) / "table.lance"
+            with Checksums(table).recording():
+                Table.create(table, encoder.dimension)
             settings.write(settings.folder(folder))
             settings.write(folder)
         return cls(path, settings)
@@ -135,8 +139,7 @@ class Archive(Reader):
                 progress.finish()
             if sync:
                 report.removed = self._delete(self._vanished(found, seen))
-            self.table().tidy()
-            self._sums.record()
+            self._tidy()
         self.index(progress)
         report.notes[:] = sorted({*report.notes, *found.notes})
         return report
@@ -191,8 +194,7 @@ class Archive(Reader):
         notes: list[str] = []
         with self._writing():
             self.write(rows, notes)
-            self.table().tidy()
-            self._sums.record()
+            self._tidy()
         return notes
 
     def index(self, progress: Progress | None = None) -> None:
@@ -210,9 +212,7 @@ class Archive(Reader):
             Unavailable: another process is writing.
         """
         with self._writing():
-            gone = self._delete(ids)
-            self._sums.record()
-            return gone
+            return self._delete(ids)
 
     def date(self) -> None:
         """Has every image say since when it is here, as those of archives of an earlier Foveal do not.
@@ -220,9 +220,8 @@ class Archive(Reader):
         Raises:
             Unavailable: another process is writing.
         """
-        with self._writing():
+        with self._writing(), self._sums.recording():
             self.table().date()
-            self._sums.record()
 
     def check(self, progress: Progress | None = None, *, repair: bool = True) -> CheckReport:
         """Verifies table, index and files, and rebuilds what is derived where it is wrong.
@@ -240,8 +239,10 @@ class Archive(Reader):
                 rebuild=self.rebuild if repair else None,
                 progress=progress,
             )
-        self._snapshot = None
-        return report
+            self._snapshot = None
+            wrong, right = mended(flaws(self, self._quarantine, self._searcher.words), repair)
+        problems = report.problems + wrong
+        return replace(report, ok=not problems, problems=problems, repaired=report.repaired + right)
 
     def rebuild(self) -> None:
         """Builds the index anew over every row."""
@@ -262,8 +263,9 @@ class Archive(Reader):
                 for settings in self.generations():
                     if settings.generation != self.settings.generation:
                         drop(settings.folder(self.path))
-                self.table().erase()
-                self._sums.record()
+                with self._sums.recording():
+                    self.table().erase()
+                self._sums.tidy()
                 self._quarantine.compact()
             self._upkeep.purge(self.snapshot)
         view = self.snapshot()
@@ -286,12 +288,14 @@ class Archive(Reader):
             return 0, ()
         table = self.table()
         known = table.known([row.id for row in rows])
-        notes += table.write(rows, self.fingerprint, known)
+        with self._sums.recording():
+            notes += table.write(rows, self.fingerprint, known)
         return len(known), ()
 
     def restamp(self, stamps: Mapping[str, str]) -> None:
         """See `Sink`."""
-        self.table().restamp(stamps)
+        with self._sums.recording():
+            self.table().restamp(stamps)
 
     def set_aside(self, rejected: Sequence[Rejected], seen: Sequence[str]) -> None:
         """See `Sink`."""
@@ -303,10 +307,16 @@ class Archive(Reader):
         """Removes images, and from quarantine the files of these ids; how many images there were."""
         if not ids:
             return 0
-        count = self.table().delete(list(ids))
+        with self._sums.recording():
+            count = self.table().delete(list(ids))
         chosen = set(ids)
         self._quarantine.update([], [entry.uri for entry in self._quarantine.read() if identity(entry.uri) in chosen])
         return count
+
+    def _tidy(self) -> None:
+        with self._sums.recording():
+            self.table().tidy()
+        self._sums.tidy()
 
     def _vanished(self, found: Sources, seen: Container[str]) -> list[str]:
         """Ids of images, and of files in quarantine, that the sources cover and do not have."""

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from foveal.detections import IntArray
 from retrieval.index import contained
 from retrieval.snapshot import Snapshot
+from retrieval.sqlite_files import damage
 
 FORMAT = 1
 MAX_TERMS = 32
@@ -73,6 +74,21 @@ class Words:
         except (OSError, sqlite3.Error) as error:
             return f"keywords could not be indexed: {error}"
         return None
+
+    def damage(self, view: Snapshot) -> str | None:
+        """What is wrong with the file beside being older than `view`; see `sqlite_files.damage`, and raises as that."""
+        if not self.file.is_file():
+            return None
+        why = damage(self.file, "words")
+        if why is None:
+            with self._reading() as database:
+                version, _ = _state(database)
+                rows = database.execute("SELECT id FROM words_docsize ORDER BY id").fetchall()
+            if version > view.table.version:
+                why = "it is newer than the table"
+            elif version == view.table.version and [seq for (seq,) in rows] != view.seqs.tolist():
+                why = "it holds other rows than the table"
+        return None if why is None else f"keyword index {self.file} is damaged: {why}"
 
     def purge(self, view: Snapshot) -> None:
         """Builds the file anew of the rows of `view` alone: no text of a deleted image is left in it.

@@ -373,7 +373,7 @@ def test_a_large_archive_is_tuned_stays_right_under_deletes_and_filters(tmp_path
 
 def test_archive_json_holds_what_is_promised(archive: Archive) -> None:
     data = json.loads((archive.path / "archive.json").read_text())
-    assert data["format"] == 2
+    assert data["format"] == 3
     assert data["encoder"] == "open_clip:./pixels"
     assert data["fingerprint"] == ENCODER.fingerprint
     assert data["dimension"] == 32
