@@ -11,11 +11,11 @@ Shape letters: Q queries, D embedding dimensions.
 
 from __future__ import annotations
 
-import errno
+import re
 import shutil
 from collections.abc import Collection, Container, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from foveal.artifacts import staged
 from foveal.detections import FloatArray
-from foveal.errors import BadInput, FovealError, Unavailable
+from foveal.errors import BadInput, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
 from retrieval.adding import AddReport, take_in
@@ -40,9 +40,10 @@ from retrieval.reader import Reader, size_of
 from retrieval.settings import Settings
 from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
+from retrieval.turns import Denied, explained, turn
 from retrieval.upkeep import Upkeep
 
-LOCK_SECONDS = 10.0
+NO_REPAIR = "Run it with --no-repair, which only looks, or as a user who may write there."
 
 
 class Archive(Reader):
@@ -53,7 +54,7 @@ class Archive(Reader):
         super().__init__(path, settings, pinned=pinned)
         self._sums = Checksums(self.folder / "table.lance")
         self._upkeep = Upkeep(self.folder, self._segments, settings.index)
-        self._lock = FileLock(self.path / ".lock", timeout=LOCK_SECONDS)
+        self._lock = FileLock(self.path / ".lock")
 
     @classmethod
     def create(
@@ -62,9 +63,9 @@ class Archive(Reader):
         """A new, empty archive for `encoder`, which later commands find by `reference` (its name when None).
 
         Raises:
-            BadInput: something is at `path` already.
+            BadInput: something is at `path` already, or it is no folder's name.
         """
-        path = Path(path)
+        path = _folder(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise BadInput(f"{path} exists already", expected="a new folder", remedy="Choose another --archive.")
         settings = Settings(reference or encoder.name, encoder.fingerprint, encoder.dimension, index or IndexSettings())
@@ -82,10 +83,11 @@ class Archive(Reader):
         """The archive at `path`.
 
         Raises:
-            BadInput: there is none, or a newer Foveal wrote it.
+            BadInput: there is none, a newer Foveal wrote it, or `path` is no folder's name.
             IntegrityError: its description is damaged.
         """
-        return cls(Path(path), Settings.read(Path(path)))
+        path = _folder(path)
+        return cls(path, Settings.read(path))
 
     def at(self, settings: Settings) -> Archive:
         """Another generation of the same archive, whichever is served."""
@@ -227,10 +229,18 @@ class Archive(Reader):
         """Verifies table, index and files, and rebuilds what is derived where it is wrong.
 
         Raises:
-            Unavailable: another process is writing.
+            Unavailable: another process is writing, or indexing.
+            BadInput: it may not be written; without `repair` it need not be.
         """
         progress = progress or SilentProgress()
-        with self.still():
+        before, locked = self._signature(), True
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.still(denied=NO_REPAIR))
+            except Denied:
+                if repair:
+                    raise
+                locked = False
             report = inspect(
                 self.folder,
                 self._segments,
@@ -242,10 +252,12 @@ class Archive(Reader):
             self._snapshot = None
             wrong, right = mended(flaws(self, self._quarantine, self._searcher.words), repair)
         problems = report.problems + wrong
+        if problems and not locked and self._signature() != before:
+            raise Unavailable(f"{self.path} was written to meanwhile", remedy="Run it again.")
         return replace(report, ok=not problems, problems=problems, repaired=report.repaired + right)
 
     def rebuild(self) -> None:
-        """Builds the index anew over every row."""
+        """Builds the index anew over every row; Unavailable when another process is indexing."""
         self._upkeep.rebuild(self.snapshot)
 
     def compact(self) -> int:
@@ -255,10 +267,12 @@ class Archive(Reader):
         Returns the bytes freed.
 
         Raises:
-            Unavailable: another process is writing, or embedding the archive anew.
+            Unavailable: another process is writing, indexing, or embedding the archive anew.
+            FovealError: the disk is full; what was not done yet is by the next call.
         """
         before = size_of(self.path)
-        with self._upkeep.lock:  # whoever builds the index reads files that are about to go
+        # Whoever builds the index reads files that are about to go.
+        with explained(self.path), self._upkeep.turn():
             with self._writing():
                 for settings in self.generations():
                     if settings.generation != self.settings.generation:
@@ -268,16 +282,25 @@ class Archive(Reader):
                 self._sums.tidy()
                 self._quarantine.compact()
             self._upkeep.purge(self.snapshot)
-        view = self.snapshot()
-        self._searcher.words.purge(view)
-        ids: list[str] = view.table.take(view.rows, ["id"])["id"].to_pylist()
-        Feedback(self.path / "feedback.sqlite").keep(ids)
+            view = self.snapshot()
+            self._searcher.words.purge(view)
+            ids: list[str] = view.table.take(view.rows, ["id"])["id"].to_pylist()
+            Feedback(self.path / "feedback.sqlite").keep(ids)
         return before - size_of(self.path)
 
     @contextmanager
-    def still(self) -> Generator[None]:
-        """Nobody changes a file of the archive meanwhile; Unavailable when another process is writing."""
-        with self._upkeep.lock, self._writing():
+    def still(self, seconds: float | None = None, denied: str = "Check its permissions.") -> Generator[None]:
+        """Nobody changes a file of the archive meanwhile.
+
+        Args:
+            seconds: to wait for a process that builds the index, see `turns.turn`.
+            denied: what to do where the archive may not be written.
+
+        Raises:
+            Unavailable: another process is writing, or indexing.
+            BadInput: it may not be written.
+        """
+        with explained(self.path, denied), self._upkeep.turn(seconds), self._writing():
             yield
 
     # What `take_in` needs; the writer's lock is held.
@@ -330,23 +353,20 @@ class Archive(Reader):
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        try:
-            with self._lock:
-                self._current()
-                yield
-        except Timeout as error:
-            raise Unavailable(
-                f"another process is writing to {self.path}", remedy="Wait for it, then retry."
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise BadInput(f"{self.path} cannot be written: {error}", remedy="Check its permissions.") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-                raise FovealError(
-                    f"no space left while writing {self.path}",
-                    remedy="Free some and run the command again; what was acknowledged is safe.",
-                ) from error
-            raise
+        with explained(self.path), turn(self._lock, f"writing to {self.path}"):
+            self._current()
+            yield
+
+
+def _folder(path: Path | str) -> Path:
+    """BadInput for the URI of a server, even one that has been a `Path` and lost a slash."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise BadInput(
+            f"{path} is no folder, and only archives in a folder can do this",
+            expected="a folder",
+            remedy="In a server they take `archive add`, `search`, `info`, `check`, `quarantine` and `delete`.",
+        )
+    return Path(path)
 
 
 def drop(folder: Path) -> None:

@@ -71,7 +71,7 @@ def reembed(
             fresh = archive.at(settings)
             _copy(archive, fresh, encoder, allow, report, progress)
             fresh.index(progress)
-            with archive.still():  # what came meanwhile is little
+            with archive.still(seconds=-1):  # what came meanwhile is little
                 _copy(archive, fresh, encoder, allow, report, progress)
                 settings.write(archive.path)
     except Timeout as error:

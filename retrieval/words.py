@@ -23,6 +23,7 @@ from foveal.detections import IntArray
 from retrieval.index import contained
 from retrieval.snapshot import Snapshot
 from retrieval.sqlite_files import damage
+from retrieval.turns import turn
 
 FORMAT = 1
 MAX_TERMS = 32
@@ -94,9 +95,12 @@ class Words:
         """Builds the file anew of the rows of `view` alone: no text of a deleted image is left in it.
 
         FTS5 keeps deleted texts in its segments until they happen to be merged, so that deleting is not enough.
+
+        Raises:
+            Unavailable: another process is at it.
         """
         if self.file.is_file():
-            with self._lock:
+            with turn(self._lock, f"indexing keywords in {self.file}"):
                 self._build(view)
 
     def find(self, text: str, among: IntArray) -> Iterator[int]:

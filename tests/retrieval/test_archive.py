@@ -11,6 +11,7 @@ from PIL import Image
 
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FingerprintMismatch, IntegrityError, Unavailable
+from retrieval import turns
 from retrieval.archive import Archive
 from retrieval.index import IndexSettings
 from retrieval.query import SearchQuery
@@ -245,7 +246,7 @@ def test_a_missing_source_is_named(tmp_path: Path, source: str) -> None:
 
 def test_a_second_writer_is_told_to_wait(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Archive.open(archive.path)
-    other._lock.timeout = 0.05
+    monkeypatch.setattr(turns, "SECONDS", 0.05)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
