@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from foveal.options import DEFAULT_ENCODER, live_progress
-from foveal.printing import Json, emit
+from foveal.options import DEFAULT_ENCODER, ArchiveUri, live_progress
+from foveal.printing import Json, emit, emit_rows
 
 ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
 Allow = Annotated[
@@ -19,6 +19,7 @@ Allow = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Registers the commands of this module."""
+    app.command("quarantine")(archive_quarantine)
     app.command("compact")(archive_compact)
     app.command("retain")(archive_retain)
     app.command("reembed")(archive_reembed)
@@ -26,6 +27,20 @@ def add_to(app: typer.Typer) -> None:
     app.command("export")(archive_export)
     app.command("import")(archive_import)
     app.command("backup")(archive_backup)
+
+
+def archive_quarantine(archive: ArchiveUri, json_: Json = False) -> None:
+    """List the files that could not be added, and why; `add` tries them again, `add --sync` forgets what has gone.
+
+    Example: foveal archive quarantine --archive runs/archive
+    """
+    from retrieval.stores import open_archive
+
+    rows = [{"uri": uri, "reason": reason} for uri, reason in open_archive(archive).quarantined()]
+    if json_:
+        emit({"quarantined": rows}, True)
+    else:
+        emit_rows(rows)
 
 
 def archive_compact(archive: ArchiveDir, json_: Json = False) -> None:

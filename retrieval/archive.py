@@ -11,11 +11,13 @@ Shape letters: Q queries, D embedding dimensions.
 
 from __future__ import annotations
 
-import errno
+import re
 import shutil
 from collections.abc import Collection, Container, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,13 @@ from filelock import FileLock, Timeout
 
 from foveal.artifacts import staged
 from foveal.detections import FloatArray
-from foveal.errors import BadInput, FovealError, Unavailable
+from foveal.errors import BadInput, Unavailable
 from foveal.models import Encoder
 from foveal.progress import Progress, SilentProgress
+from retrieval import turns
 from retrieval.adding import AddReport, take_in
 from retrieval.check import CheckReport, inspect
+from retrieval.check_files import flaws, mended
 from retrieval.checksums import Checksums
 from retrieval.feedback import Feedback
 from retrieval.index import IndexSettings
@@ -37,9 +41,10 @@ from retrieval.reader import Reader, size_of
 from retrieval.settings import Settings
 from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
+from retrieval.turns import Denied, explained, turn
 from retrieval.upkeep import Upkeep, excess
 
-LOCK_SECONDS = 10.0
+NO_REPAIR = "Run it with --no-repair, which only looks, or as a user who may write there."
 
 
 class Archive(Reader):
@@ -50,7 +55,7 @@ class Archive(Reader):
         super().__init__(path, settings, pinned=pinned)
         self._sums = Checksums(self.folder / "table.lance")
         self._upkeep = Upkeep(self.folder, self._segments, settings.index)
-        self._lock = FileLock(self.path / ".lock", timeout=LOCK_SECONDS)
+        self._lock = FileLock(self.path / ".lock")
 
     @classmethod
     def create(
@@ -59,15 +64,17 @@ class Archive(Reader):
         """A new, empty archive for `encoder`, which later commands find by `reference` (its name when None).
 
         Raises:
-            BadInput: something is at `path` already.
+            BadInput: something is at `path` already, or it is no folder's name.
         """
-        path = Path(path)
+        path = _folder(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise BadInput(f"{path} exists already", expected="a new folder", remedy="Choose another --archive.")
         settings = Settings(reference or encoder.name, encoder.fingerprint, encoder.dimension, index or IndexSettings())
         with staged(path, folder=True) as folder:
             settings.folder(folder).mkdir(parents=True)
-            Table.create(settings.folder(folder) / "table.lance", encoder.dimension)
+            table = settings.folder(folder) / "table.lance"
+            with Checksums(table).recording():
+                Table.create(table, encoder.dimension)
             settings.write(settings.folder(folder))
             settings.write(folder)
         return cls(path, settings)
@@ -77,10 +84,11 @@ class Archive(Reader):
         """The archive at `path`.
 
         Raises:
-            BadInput: there is none, or a newer Foveal wrote it.
+            BadInput: there is none, a newer Foveal wrote it, or `path` is no folder's name.
             IntegrityError: its description is damaged.
         """
-        return cls(Path(path), Settings.read(Path(path)))
+        path = _folder(path)
+        return cls(path, Settings.read(path))
 
     def at(self, settings: Settings) -> Archive:
         """Another generation of the same archive, whichever is served."""
@@ -104,7 +112,7 @@ class Archive(Reader):
         built meanwhile, and what that lacks in the end is made up for before this returns.
 
         Args:
-            sync: also remove the images that these sources held once and do no longer.
+            sync: also remove the images that these sources held once and do no longer, from quarantine too.
             allow: hosts and buckets that may be fetched from.
             through: makes the rows: `ingest.embed` here, or `ray_job.RayJob` on a cluster.
 
@@ -136,8 +144,7 @@ class Archive(Reader):
                 progress.finish()
             if sync:
                 report.removed = self._delete(self._vanished(found, seen))
-            self.table().tidy()
-            self._sums.record()
+            self._tidy()
         report.notes[:] = sorted({*report.notes, *found.notes, *failures, *self.index(progress)})
         return report
 
@@ -191,8 +198,7 @@ class Archive(Reader):
         notes: list[str] = []
         with self._writing():
             self.write(rows, notes)
-            self.table().tidy()
-            self._sums.record()
+            self._tidy()
         return notes
 
     def index(self, progress: Progress | None = None) -> list[str]:
@@ -207,13 +213,13 @@ class Archive(Reader):
     def delete(self, ids: Sequence[str]) -> int:
         """Removes images; from the moment this returns no search returns them. Returns how many there were.
 
+        A file that has become unreadable since leaves the quarantine with its image.
+
         Raises:
             Unavailable: another process is writing.
         """
         with self._writing():
-            gone = self._delete(ids)
-            self._sums.record()
-            return gone
+            return self._delete(ids)
 
     def date(self) -> None:
         """Has every image say since when it is here, as those of archives of an earlier Foveal do not.
@@ -221,62 +227,87 @@ class Archive(Reader):
         Raises:
             Unavailable: another process is writing.
         """
-        with self._writing():
+        with self._writing(), self._sums.recording():
             self.table().date()
-            self._sums.record()
 
     def check(self, progress: Progress | None = None, *, repair: bool = True) -> CheckReport:
         """Verifies table, index and files, and rebuilds what is derived where it is wrong.
 
         Raises:
-            Unavailable: another process is writing.
+            Unavailable: another process is writing, or indexing.
+            BadInput: it may not be written; without `repair` it need not be.
         """
         progress = progress or SilentProgress()
-        with self.still():
+        before, locked = self._signature(), True
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.still(denied=NO_REPAIR))
+            except Denied:
+                if repair:
+                    raise
+                locked = False
             report = inspect(
                 self.folder,
                 self._segments,
                 dimension=self.settings.dimension,
                 fingerprint=self.fingerprint,
                 rebuild=self.rebuild if repair else None,
-                index_words=self._index_words if repair else None,
                 progress=progress,
             )
-        self._snapshot = None
-        return report
+            self._snapshot = None
+            wrong, right = mended(flaws(self, self._quarantine, self._searcher.words), repair)
+            problems = report.problems + wrong
+            if repair and not problems and (lacking := self._index_words()) is not None:
+                problems.append(lacking)
+        if problems and not locked and self._signature() != before:
+            raise Unavailable(f"{self.path} was written to meanwhile", remedy="Run it again.")
+        return replace(report, ok=not problems, problems=problems, repaired=report.repaired + right)
 
     def rebuild(self) -> None:
-        """Builds the index anew over every row."""
+        """Builds the index anew over every row; Unavailable when another process is indexing."""
         self._upkeep.rebuild(self.snapshot)
 
     def compact(self) -> int:
-        """Makes deletions final: no file here holds vector, metadata or thumbnail of a deleted image any more.
+        """Makes deletions final: no file here holds name, vector, metadata or thumbnail of a deleted image any more.
 
         Earlier generations go too. Readers that look at an older state move to the present one at their next search.
         Returns the bytes freed.
 
         Raises:
-            Unavailable: another process is writing, or embedding the archive anew.
+            Unavailable: another process is writing, indexing, or embedding the archive anew.
+            FovealError: the disk is full; what was not done yet is by the next call.
         """
         before = size_of(self.path)
-        with self._upkeep.lock:  # whoever builds the index reads files that are about to go
+        # Whoever builds the index reads files that are about to go.
+        with explained(self.path), self._upkeep.turn():
             with self._writing():
                 for settings in self.generations():
                     if settings.generation != self.settings.generation:
                         drop(settings.folder(self.path))
-                self.table().erase()
-                self._sums.record()
+                with self._sums.recording():
+                    self.table().erase()
+                self._sums.tidy()
+                self._quarantine.compact()
             self._upkeep.purge(self.snapshot)
-        view = self.snapshot()
-        self._searcher.words.purge(view)
-        ids: list[str] = view.table.take(view.rows, ["id"])["id"].to_pylist()
-        Feedback(self.path / "feedback.sqlite").keep(ids)
+            view = self.snapshot()
+            self._searcher.words.purge(view)
+            ids: list[str] = view.table.take(view.rows, ["id"])["id"].to_pylist()
+            Feedback(self.path / "feedback.sqlite").keep(ids)
         return before - size_of(self.path)
 
     @contextmanager
-    def still(self) -> Generator[None]:
-        """Nobody changes a file of the archive meanwhile; Unavailable when another process is writing."""
-        with self._upkeep.lock, self._writing():
+    def still(self, seconds: float | None = None, denied: str = "Check its permissions.") -> Generator[None]:
+        """Nobody changes a file of the archive meanwhile.
+
+        Args:
+            seconds: to wait for a process that builds the index, see `turns.turn`.
+            denied: what to do where the archive may not be written.
+
+        Raises:
+            Unavailable: another process is writing, or indexing.
+            BadInput: it may not be written.
+        """
+        with explained(self.path, denied), self._upkeep.turn(seconds), self._writing():
             yield
 
     # What `take_in` needs; the writer's lock is held.
@@ -287,12 +318,14 @@ class Archive(Reader):
             return 0, ()
         table = self.table()
         known = table.known([row.id for row in rows])
-        notes += table.write(rows, self.fingerprint, known)
+        with self._sums.recording():
+            notes += table.write(rows, self.fingerprint, known)
         return len(known), ()
 
     def restamp(self, stamps: Mapping[str, str]) -> None:
         """See `Sink`."""
-        self.table().restamp(stamps)
+        with self._sums.recording():
+            self.table().restamp(stamps)
 
     def set_aside(self, rejected: Sequence[Rejected], seen: Sequence[str]) -> None:
         """See `Sink`."""
@@ -302,7 +335,7 @@ class Archive(Reader):
 
     def _index_words(self) -> str | None:
         """Brings the keyword index up to date, however much that is; what it still lacks."""
-        return self._searcher.words.update(self.snapshot(), wait=LOCK_SECONDS)
+        return self._searcher.words.update(self.snapshot(), wait=turns.SECONDS)
 
     def _index_beside(self, failures: list[str]) -> None:
         """Indexes what an `add` under way has committed; it goes on whatever happens, and tries again in the end."""
@@ -312,36 +345,46 @@ class Archive(Reader):
             failures.append(f"the index could not be built while images came in: {error}")
 
     def _delete(self, ids: Sequence[str]) -> int:
-        return self.table().delete(list(ids)) if ids else 0
+        """Removes images, and from quarantine the files of these ids; how many images there were."""
+        if not ids:
+            return 0
+        with self._sums.recording():
+            count = self.table().delete(list(ids))
+        chosen = set(ids)
+        self._quarantine.update([], [entry.uri for entry in self._quarantine.read() if identity(entry.uri) in chosen])
+        return count
+
+    def _tidy(self) -> None:
+        with self._sums.recording():
+            self.table().tidy()
+        self._sums.tidy()
 
     def _vanished(self, found: Sources, seen: Container[str]) -> list[str]:
-        """Ids of images that the sources cover and do not have."""
-        return [
-            key
+        """Ids of images, and of files in quarantine, that the sources cover and do not have."""
+        stored = (
+            pair
             for batch in self.table().scan(["id", "uri"])
-            for key, uri in zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
-            if uri not in seen and found.covers(uri)
-        ]
+            for pair in zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+        )
+        waiting = ((identity(entry.uri), entry.uri) for entry in self._quarantine.read())
+        return list({key: None for key, uri in chain(stored, waiting) if uri not in seen and found.covers(uri)})
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        try:
-            with self._lock:
-                self._current()
-                yield
-        except Timeout as error:
-            raise Unavailable(
-                f"another process is writing to {self.path}", remedy="Wait for it, then retry."
-            ) from error
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise BadInput(f"{self.path} cannot be written: {error}", remedy="Check its permissions.") from error
-            if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-                raise FovealError(
-                    f"no space left while writing {self.path}",
-                    remedy="Free some and run the command again; what was acknowledged is safe.",
-                ) from error
-            raise
+        with explained(self.path), turn(self._lock, f"writing to {self.path}"):
+            self._current()
+            yield
+
+
+def _folder(path: Path | str) -> Path:
+    """BadInput for the URI of a server, even one that has been a `Path` and lost a slash."""
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):
+        raise BadInput(
+            f"{path} is no folder, and only archives in a folder can do this",
+            expected="a folder",
+            remedy="In a server they take `archive add`, `search`, `info`, `check`, `quarantine` and `delete`.",
+        )
+    return Path(path)
 
 
 def drop(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,37 +41,53 @@ def inspect(
     dimension: int,
     fingerprint: str,
     rebuild: Callable[[], None] | None,
-    index_words: Callable[[], str | None] | None,
     progress: Progress,
 ) -> CheckReport:
-    """Checks the generation in `path`, whose locks the caller holds.
+    """Checks the generation in `path`, whose locks the caller holds; `rebuild`, unless None, makes its index anew.
 
-    Args:
-        rebuild: makes its index anew; None: leave it.
-        index_words: brings its keyword index up to date and says what that still lacks; None: leave it.
+    Files of the table without a checksum are told of, and given one once every row could be read and is as it should
+    be. That sees what a row can tell of itself: not a flipped bit in a caption, say, that was there before.
     """
+    sums = Checksums(path / "table.lance")
+    unknown = sums.unknown()
+    unsure = sums.damaged() + _without_sum(sums, unknown)
     try:
-        if changed := Checksums(path / "table.lance").damage():
-            return CheckReport(False, [f"{one}; restore it from a backup" for one in changed], [], 0)
+        if changed := sums.changed():
+            return CheckReport(False, [*(f"{one}; restore it from a backup" for one in changed), *unsure], [], 0)
         table = Table.open(path / "table.lance")
-        problems = _table_problems(table, dimension, fingerprint, progress)
+        problems = _table_problems(table, dimension, fingerprint, progress, every=bool(unknown))
     except (IntegrityError, OSError, ValueError) as error:
-        return CheckReport(False, [f"the table cannot be read: {error}"], [], 0)
+        return CheckReport(False, [f"the table cannot be read: {error}", *unsure], [], 0)
     derived = _index_problems(table, store)
     repaired: list[str] = []
+    if unsure and rebuild is not None and not problems:
+        sums.mend(unknown)
+        repaired += unsure
+    else:
+        problems += unsure
     if derived and rebuild is not None and not problems:
         store.clear()
         rebuild()
-        repaired, derived = derived, _index_problems(table, store)
+        repaired += derived
+        derived = _index_problems(table, store)
     if rebuild is not None and not derived:
         repaired += [f"removed {name}, which a stopped writer had left" for name in store.sweep()]
-    if index_words is not None and not problems and (lacking := index_words()) is not None:
-        derived.append(lacking)
     problems += derived + _missing_files(table)
     return CheckReport(not problems, problems, repaired, len(table))
 
 
-def _table_problems(table: Table, dimension: int, fingerprint: str, progress: Progress) -> list[str]:
+def _without_sum(sums: Checksums, names: Sequence[str]) -> list[str]:
+    """A killed writer leaves some, at most those of its last commit; more come of a lost or damaged list."""
+    if not names:
+        return []
+    some = ", ".join(str(sums.table / name) for name in names[:NAMED])
+    return [f"{len(names)} files of the table have no checksum in {sums.path}, e.g. {some}"]
+
+
+def _table_problems(
+    table: Table, dimension: int, fingerprint: str, progress: Progress, *, every: bool = False
+) -> list[str]:
+    """What is wrong with rows; `every` column is read, where otherwise those that are looked at suffice."""
     problems: list[str] = []
     if table.dimension != dimension:
         problems.append(f"the table's vectors have {table.dimension} dimensions, archive.json says {dimension}")
@@ -84,7 +100,8 @@ def _table_problems(table: Table, dimension: int, fingerprint: str, progress: Pr
     rows = 0
     progress.start("check", len(table))
     try:
-        for batch in table.scan(["id", "seq", "metadata", "vector", "fingerprint"]):
+        columns = ["id", "seq", "metadata", "vector", "fingerprint"]
+        for batch in table.scan(table.names if every else columns):
             names = batch["id"].to_pylist()
             vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).astype(np.float32)
             length = np.linalg.norm(vectors.reshape(len(names), -1), axis=1)

@@ -1,16 +1,20 @@
 """What the files of a table held when they were written, so that a flipped bit is noticed and its file named.
 
-Lance never changes a file once written, and keeps no checksum of it. The sums are lines of JSON beside the table; a
-line that a crash cut off is passed over, and the file it was for is recorded with the next commit.
+Lance never changes a file once written, and keeps no checksum of it. The sums are lines of JSON beside the table, added
+with each commit for the files that it made, and for no others: a file whose sum was lost, or whose writer was killed
+before it came to that, is told by `check`, which looks at its rows before it gives it one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from foveal.artifacts import file_hash, write_text
+from retrieval import json_files
 
 FILE = "checksums.jsonl"
 HINT = "latest_version_hint.json"  # the one file Lance writes again, and does without
@@ -23,25 +27,51 @@ class Checksums:
         self.table = table
         self.path = table.parent / FILE
 
-    def record(self) -> None:
-        """Adds the files that are new, and forgets those that are gone once they outnumber the rest."""
-        known, present = self._read(), self._present()
-        added = {name: file_hash(self.table / name) for name in sorted(present - known.keys())}
-        if len(known.keys() - present) > len(present):
-            kept = {name: known[name] for name in sorted(known.keys() & present)} | added
-            write_text(self.path, _lines(kept))
-        elif added:
+    @contextmanager
+    def recording(self) -> Generator[None]:
+        """Records the files that are made meanwhile."""
+        before = self._present()
+        yield
+        self.record(self._present() - before)
+
+    def record(self, names: Collection[str]) -> None:
+        """Adds the sums of files that are right as they are."""
+        added = {name: file_hash(self.table / name) for name in sorted(names)}
+        if added:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(_lines(added))
                 stream.flush()
                 os.fsync(stream.fileno())
 
-    def damage(self) -> list[str]:
+    def tidy(self) -> None:
+        """Forgets the files that are gone once they outnumber the rest."""
+        known, damaged = self._read()
+        present = self._present()
+        if len(known.keys() - present) > len(present) and not damaged:
+            self._write(known, present)
+
+    def mend(self, names: Collection[str]) -> None:
+        """Rewrites the list without what is damaged in it or gone, and with the sums of `names`."""
+        self._write(self._read()[0], self._present())
+        self.record(names)
+
+    def changed(self) -> list[str]:
         """Which files differ from what was written."""
-        known = self._read()
+        known, _ = self._read()
         present = sorted(self._present() & known.keys())
         changed = [name for name in present if file_hash(self.table / name) != known[name]]
         return [f"table file {self.table / name} has changed since it was written" for name in changed]
+
+    def unknown(self) -> list[str]:
+        """Names of the files without a sum, in order."""
+        return sorted(self._present() - self._read()[0].keys())
+
+    def damaged(self) -> list[str]:
+        """Which lines of the list say nothing that can be relied on."""
+        return [f"line {number} of {self.path} is damaged or was cut off" for number in self._read()[1]]
+
+    def _write(self, known: Mapping[str, str], present: Iterable[str]) -> None:
+        write_text(self.path, _lines({name: known[name] for name in sorted(known.keys() & set(present))}))
 
     def _present(self) -> set[str]:
         return {
@@ -51,19 +81,32 @@ class Checksums:
             if name != HINT
         }
 
-    def _read(self) -> dict[str, str]:
+    def _read(self) -> tuple[dict[str, str], list[int]]:
+        """File -> sum, and the numbers, from 1, of the lines that are damaged."""
         known: dict[str, str] = {}
+        damaged: list[int] = []
         if not self.path.is_file():
-            return known
-        for line in self.path.read_text("utf-8").splitlines():
-            try:
-                name, digest = json.loads(line)
-            except ValueError:
+            return known, damaged
+        for number, line in enumerate(self.path.read_text("utf-8", errors="replace").split("\n"), 1):
+            if not line:
                 continue
-            known[name] = digest
-        return known
+            try:
+                name, digest = _pair(line)
+            except (ValueError, LookupError):
+                damaged.append(number)
+            else:
+                known[name] = digest
+        return known, damaged
 
 
-def _lines(sums: dict[str, str]) -> str:
+def _pair(line: str) -> tuple[str, str]:
+    if line.startswith("["):  # as an earlier Foveal wrote them
+        name, digest = json.loads(line)
+        return str(name), str(digest)
+    record = json_files.parse(line)
+    return str(record["file"]), str(record["sha256"])
+
+
+def _lines(sums: Mapping[str, str]) -> str:
     """Each begins with a line break, so that a line cut off before it spoils nothing."""
-    return "".join("\n" + json.dumps(pair) for pair in sums.items())
+    return "".join("\n" + json_files.line({"file": name, "sha256": digest}) for name, digest in sums.items())

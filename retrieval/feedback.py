@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from foveal.errors import BadInput, IntegrityError
 from retrieval.query import MAX_TEXT
+from retrieval.sqlite_files import DAMAGE, WAIT, damage, explained
 
 _TABLE = """CREATE TABLE IF NOT EXISTS judged(
     text TEXT NOT NULL, id TEXT NOT NULL, relevant INTEGER NOT NULL, at TEXT NOT NULL, PRIMARY KEY (text, id)
 ) WITHOUT ROWID"""
-WAIT = 10.0  # seconds for another process that writes
+_REMEDY = "Restore it from a backup; `sqlite3 FILE .recover` saves what can be read. Without it, judgements start anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ class Feedback:
         Raises:
             BadInput: a text is empty or too long.
             IntegrityError: the file is damaged.
+            Unavailable: another process is writing to it.
+            FovealError: the disk is full, or the file may not be written.
         """
         for judgement in judgements:
             if not (judgement.text.strip() and len(judgement.text) <= MAX_TEXT):
@@ -89,13 +92,23 @@ class Feedback:
                 count += database.execute("DELETE FROM judged WHERE id = ?", (id,)).rowcount
         return count
 
+    def damage(self) -> str | None:
+        """What is wrong with the file, and how many judgements can be read; see `sqlite_files.damage`."""
+        if not self.file.is_file() or (why := damage(self.file)) is None:
+            return None
+        count = 0
+        with suppress(*DAMAGE), closing(sqlite3.connect(self.file, timeout=WAIT)) as database:
+            for _ in database.execute("SELECT text, id, relevant FROM judged"):
+                count += 1
+        return f"{self.file} is damaged: {why}; {count} of its judgements can still be read. {_REMEDY}"
+
     @contextmanager
     def _open(self) -> Generator[sqlite3.Connection]:
         try:
             with closing(sqlite3.connect(self.file, timeout=WAIT)) as database, database:
                 database.execute(_TABLE)
                 yield database
-        except sqlite3.DatabaseError as error:
-            raise IntegrityError(
-                f"{self.file} cannot be used: {error}", remedy="Move it away; judgements start anew."
-            ) from error
+        except DAMAGE as error:
+            if (known := explained(error, self.file)) is not None:
+                raise known from error
+            raise IntegrityError(f"{self.file} is damaged: {error}", remedy=_REMEDY) from error

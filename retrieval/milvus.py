@@ -17,7 +17,7 @@ import os
 from collections.abc import Collection as Container
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from retrieval.adding import AddReport, take_in
 from retrieval.check import CheckReport
 from retrieval.filters import parse
 from retrieval.index import IndexSettings
-from retrieval.ingest import Embedding, Rejected, embed
+from retrieval.ingest import Embedding, Rejected, embed, identity
 from retrieval.milvus_check import inspect
 from retrieval.milvus_records import Records, Settings
 from retrieval.milvus_rows import COLUMNS, FIELDS, as_rows, from_vectors, told
@@ -158,9 +158,10 @@ class MilvusArchive:
         finally:
             progress.finish()
         if sync:
-            report.removed = self.delete(
-                [row["id"] for row in self._scan(["id", "uri"]) if row["uri"] not in seen and found.covers(row["uri"])]
-            )
+            stored = ((row["id"], row["uri"]) for row in self._scan(["id", "uri"]))
+            waiting = ((identity(entry.uri), entry.uri) for entry in self._records.rejected())
+            gone = {key: None for key, uri in chain(stored, waiting) if uri not in seen and found.covers(uri)}
+            report.removed = self.delete(list(gone))
         report.notes[:] = sorted({*report.notes, *found.notes})
         return report
 
@@ -190,6 +191,7 @@ class MilvusArchive:
         """Removes images; from the moment this returns no search returns them. Returns how many there were."""
         there = sorted(self._rows.find(list(dict.fromkeys(ids)), []))
         self._rows.delete(there)
+        self._records.forget(ids)
         return len(there)
 
     def check(self, progress: Progress | None = None, *, repair: bool = True) -> CheckReport:

@@ -94,16 +94,19 @@ class Records:
 
     def update(self, rejected: Sequence[Rejected], seen: Sequence[str]) -> None:
         """Replaces what is known about the files `seen` (URIs) by `rejected`."""
-        now = {_key(entry.uri): {"uri": entry.uri, "reason": entry.reason} for entry in rejected}
-        for part in batched([_key(uri) for uri in seen], LOOK_UP):
-            known = self._rows.find(part, [])
-            self._rows.delete(sorted(known.keys() - now.keys()))
-        self._put("rejected", now)
+        now = {identity(entry.uri): {"uri": entry.uri, "reason": entry.reason} for entry in rejected}
+        self.forget([id for uri in seen if (id := identity(uri)) not in now])
+        self._put("rejected", {_key(id): entry for id, entry in now.items()})
+
+    def forget(self, ids: Sequence[str]) -> None:
+        """Takes the files of these ids out of quarantine."""
+        for part in batched([_key(id) for id in ids], LOOK_UP):
+            self._rows.delete(sorted(self._rows.find(part, [])))
 
     def _put(self, kind: str, values: Mapping[str, Mapping[str, Any]]) -> None:
         rows = [{"id": id, "kind": kind, "value": dict(of), "vector": UNUSED} for id, of in values.items()]
         self._rows.upsert(rows)
 
 
-def _key(uri: str) -> str:
-    return f"rejected/{identity(uri)}"
+def _key(id: str) -> str:
+    return f"rejected/{id}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
 from foveal.artifacts import write_text
+from retrieval import json_files
 from retrieval.ingest import Rejected
 
 WASTE = 1000  # lines that say nothing any more, beside as many as do, before the file is rewritten
@@ -24,14 +24,22 @@ class Quarantine:
         self.path = path
         self._entries: dict[str, Rejected] = {}
         self._lines = 0
+        self._damaged: list[int] = []  # numbers of lines, from 1
         self._signature: tuple[int, int, int] | None = None  # of the file as `_entries` has it
         self._lock = threading.Lock()
 
     def read(self) -> list[Rejected]:
-        """Every file in quarantine; a line cut off by a crash is passed over."""
+        """Every file in quarantine; a line that is damaged, or cut off by a crash, is passed over: `damage` tells."""
         with self._lock:
             self._refresh()
             return list(self._entries.values())
+
+    def damage(self) -> list[str]:
+        """Which lines say nothing that can be relied on; `compact` removes them."""
+        with self._lock:
+            self._signature = None  # read again: a flipped bit changes neither size nor time
+            self._refresh()
+            return [f"line {number} of {self.path} is damaged or was cut off" for number in self._damaged]
 
     def update(self, rejected: Iterable[Rejected], seen: Iterable[str]) -> None:
         """Replaces what is known about the files `seen` (URIs) by `rejected`; untouched when nothing changes.
@@ -50,31 +58,42 @@ class Quarantine:
             self._entries |= now
             self._lines += len(left) + len(come)
             if self._lines > 2 * len(self._entries) + WASTE:
-                write_text(self.path, "".join(map(_line, self._entries.values())))
-                self._lines = len(self._entries)
+                self._rewrite()
             else:
                 self._append("".join([*(_line(uri) for uri in left), *map(_line, come)]).encode())
             self._signature = _signature(self.path)
 
+    def compact(self) -> None:
+        """Leaves nothing in the file of what is in quarantine no more."""
+        with self._lock:
+            self._refresh()
+            if self._lines > len(self._entries):
+                self._rewrite()
+                self._signature = _signature(self.path)
+
+    def _rewrite(self) -> None:
+        write_text(self.path, "".join(map(_line, self._entries.values())))
+        self._lines, self._damaged = len(self._entries), []
+
     def _refresh(self) -> None:
         signature = _signature(self.path)
-        if signature == self._signature:
+        if signature is not None and signature == self._signature:
             return
-        self._entries, self._lines, self._signature = {}, 0, signature
+        self._entries, self._lines, self._damaged, self._signature = {}, 0, [], signature
         if signature is None:
             return
         with self.path.open(encoding="ascii", errors="replace") as stream:
             for line in stream:
                 self._lines += 1
                 try:
-                    record = json.loads(line)
+                    record = json_files.parse(line)
                     uri = str(record["uri"])
                     if record.get("removed"):
                         self._entries.pop(uri, None)
                     else:
                         self._entries[uri] = Rejected(uri, str(record["reason"]))
-                except (ValueError, TypeError, LookupError, AttributeError):
-                    continue
+                except (ValueError, LookupError):
+                    self._damaged.append(self._lines)
 
     def _append(self, data: bytes) -> None:
         with self.path.open("ab+") as stream:
@@ -90,7 +109,7 @@ class Quarantine:
 def _line(entry: Rejected | str) -> str:
     """One line of ASCII: that a file is in quarantine, or by its URI alone that it has left."""
     record = {"uri": entry, "removed": True} if isinstance(entry, str) else {"uri": entry.uri, "reason": entry.reason}
-    return json.dumps(record) + "\n"
+    return json_files.line(record) + "\n"
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

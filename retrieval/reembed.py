@@ -80,7 +80,7 @@ def reembed(
             _copy(archive, fresh, encoder, allow, report, progress)
             fresh.index(progress)
             _recalibrate(archive, fresh, encoder, report)
-            with archive.still():  # what came meanwhile is little
+            with archive.still(seconds=-1):  # what came meanwhile is little
                 _copy(archive, fresh, encoder, allow, report, progress)
                 settings.write(archive.path)
     except Timeout as error:
@@ -99,7 +99,8 @@ def _begin(folder: Path, settings: Settings) -> None:
     for path in folder.iterdir():
         if path.name != ".building":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    Table.create(folder / "table.lance", settings.dimension)
+    with Checksums(folder / "table.lance").recording():
+        Table.create(folder / "table.lance", settings.dimension)
     settings.write(folder)
 
 
@@ -130,7 +131,9 @@ def _copy(
     source = archive.table()
     since = source.added()
     here, there = _contents(source), _contents(fresh.table())
-    fresh.table().delete(sorted(there.keys() - here.keys()))
+    sums = Checksums(fresh.folder / "table.lance")
+    with sums.recording():
+        fresh.table().delete(sorted(there.keys() - here.keys()))
     wanted = [key for key, content in here.items() if there.get(key) != content]
 
     def embedded(items: Iterator[Item], advance: bool) -> dict[str, str]:
@@ -142,7 +145,8 @@ def _copy(
                 if ids:
                     kept = source.find(ids, KEPT)
                     rows = [replace(row, **kept[row.id], added=since[row.id]) for row in batch.rows]
-                    fresh.table().write(rows, encoder.fingerprint, fresh.table().known(ids))
+                    with sums.recording():
+                        fresh.table().write(rows, encoder.fingerprint, fresh.table().known(ids))
                 rejected |= {entry.uri: entry.reason for entry in batch.rejected}
                 if advance:
                     progress.advance(batch.files)
@@ -158,8 +162,9 @@ def _copy(
     saved = {item.uri for item in small} - lost.keys()
     report.from_thumbnail |= saved
     report.lost |= {uri: reason for uri, reason in gone.items() if uri not in saved}
-    fresh.table().tidy()
-    Checksums(fresh.folder / "table.lance").record()
+    with sums.recording():
+        fresh.table().tidy()
+    sums.tidy()
     report.images = len(fresh.table())
 
 

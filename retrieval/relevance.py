@@ -9,7 +9,6 @@ Shape letters: N hits, D embedding dimensions.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from evals.calibration import Calibrator
-from foveal.artifacts import write_text
 from foveal.detections import FloatArray
+from foveal.errors import IntegrityError
+from retrieval import json_files
 from retrieval.candidates import located
 from retrieval.evidence import BACKGROUND, OF_HIT, OF_QUERY, Backdrop, Evidence
 from retrieval.logistic import Logistic
@@ -28,6 +28,7 @@ from retrieval.query import EncodedQuery
 from retrieval.snapshot import Snapshot
 
 FORMAT = 1
+REMEDY = "Run `foveal archive calibrate` to make it anew."
 Array = npt.NDArray[np.float64]
 
 
@@ -65,7 +66,7 @@ class Model:
         return raw if self.calibrator is None else self.calibrator(raw)
 
     def write(self, file: Path) -> None:
-        """Writes it as JSON, atomically."""
+        """Writes it as JSON with a checksum, atomically."""
         record = {
             "format": FORMAT,
             "fingerprint": self.fingerprint,
@@ -78,13 +79,17 @@ class Model:
             "dimension": self.contrast.shape[1],
             "contrast": base64.b64encode(self.contrast.astype("<f2").tobytes()).decode(),
         }
-        write_text(file, json.dumps(record, indent=1))
+        json_files.write(file, record)
 
     @classmethod
     def read(cls, file: Path) -> Model | None:
-        """The model in `file`; None when there is none that can be used."""
+        """The model in `file`; None when there is none, or another Foveal's.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
         try:
-            record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+            record = json_files.read(file, remedy=REMEDY)
             if record["format"] != FORMAT:
                 return None
             contrast = np.frombuffer(base64.b64decode(record["contrast"]), "<f2").reshape(-1, record["dimension"])
@@ -99,8 +104,10 @@ class Model:
                 None if calibrator is None else Calibrator.from_json(calibrator),
                 record["basis"],
             )
-        except (OSError, ValueError, KeyError, TypeError):
+        except OSError:
             return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{file} is damaged: {error!r}", remedy=REMEDY) from error
         fits = len(found.presence.weights) == len(OF_QUERY) and len(found.hit.weights) == len(OF_HIT) + 1
         return found if fits else None
 
@@ -110,19 +117,25 @@ class Relevance:
     """The model of one generation of an archive, read anew when it changes, and the background of the last snapshot."""
 
     file: Path
+    damage: str | None = field(default=None, init=False)  # why the file was not used when it was last read
     _stamp: tuple[int, int] | None = field(default=None, init=False)
     _model: Model | None = field(default=None, init=False)
     _backdrop: tuple[object, Backdrop] | None = field(default=None, init=False)
 
     def model(self) -> Model | None:
-        """The model, when there is one."""
+        """The model, when there is one that can be used."""
         try:
             status = self.file.stat()
             stamp = status.st_ino, status.st_mtime_ns
         except OSError:
+            self.damage = None
             return None
         if stamp != self._stamp:
-            self._model, self._stamp, self._backdrop = Model.read(self.file), stamp, None
+            self._stamp, self._backdrop = stamp, None
+            try:
+                self._model, self.damage = Model.read(self.file), None
+            except IntegrityError as error:
+                self._model, self.damage = None, str(error)
         return self._model
 
     def judge(

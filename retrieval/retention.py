@@ -127,6 +127,7 @@ def retain(
         files += sum(drop(archive.path, row["uri"]) for row in archive.items(part, ["uri"]).values())
         deleted += archive.delete(part)
     files += sum(drop(archive.path, uri) for uri in left)
+    archive.delete([identity(uri) for uri in left])  # those in quarantine leave it
     freed = archive.compact()
     mark.unlink(missing_ok=True)
     return Retained(deleted, files, freed)

@@ -70,6 +70,8 @@ class Searcher:
         verdict = self.relevance.judge(view, asked, page.hits.vectors, top.vectors, kept)
         searched = None if notes else matches  # what was not searched does not prove that nothing is there
         reason = _reason(asked, kept, len(view.rows), searched, verdict) if query.cursor is None else None
+        if asked.query.all_parts and self.relevance.damage is not None:
+            notes.append(f"searched without probabilities: {self.relevance.damage}")
         if reason is not None and not query.anyway:
             page = Page(page.hits.take(np.zeros(0, np.int64)), page.collapsed[:0], None)
         return Results(

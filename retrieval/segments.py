@@ -9,7 +9,6 @@ Shape letters: N vectors of a segment.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -20,9 +19,10 @@ from typing import Any
 import faiss as _faiss
 import pyarrow as _pyarrow  # pyright: ignore[reportMissingTypeStubs]
 
-from foveal.artifacts import file_hash, write_text
+from foveal.artifacts import file_hash
 from foveal.detections import IntArray
 from foveal.errors import IntegrityError
+from retrieval import json_files
 from retrieval.gpu import Gpu
 from retrieval.index import VectorIndex, Vectors
 from retrieval.table import Table
@@ -60,7 +60,7 @@ class SegmentStore:
         """The manifest's segments; IntegrityError when it cannot be read."""
         path = self.folder / MANIFEST
         try:
-            data = json.loads(path.read_text("utf-8"))
+            data = json_files.read(path, remedy=_REMEDY)
             if data["format"] != FORMAT:
                 raise ValueError(f"format {data['format']}")
             return list(data["segments"])
@@ -129,7 +129,7 @@ class SegmentStore:
             raise
 
     def _swap(self, entries: list[dict[str, Any]]) -> None:
-        write_text(self.folder / MANIFEST, json.dumps({"format": FORMAT, "segments": entries}, indent=1))
+        json_files.write(self.folder / MANIFEST, {"format": FORMAT, "segments": entries})
         self.sweep()
 
     def sweep(self) -> list[str]:

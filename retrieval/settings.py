@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from foveal.artifacts import write_text
 from foveal.errors import BadInput, IntegrityError
+from retrieval import json_files
 from retrieval.index import IndexSettings
 
-FORMAT = 2
+FORMAT = 3
+SAME = (2, FORMAT)  # formats that differ only in whether there is a checksum
 FILE = "archive.json"
+REMEDY = "Restore it from a backup, or from the other: archive and served generation hold the same archive.json."
 
 
 class NoArchive(BadInput):
@@ -35,7 +35,7 @@ class Settings:
 
     def write(self, folder: Path) -> None:
         """Writes `archive.json` into `folder`, atomically."""
-        write_text(folder / FILE, json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
+        json_files.write(folder / FILE, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def read(cls, folder: Path) -> Settings:
@@ -50,13 +50,13 @@ class Settings:
             raise NoArchive(
                 f"no archive at {folder}", remedy=f"Build one: foveal archive add IMAGES --archive {folder}"
             )
+        data = json_files.read(file, remedy=REMEDY)
         try:
-            data: dict[str, Any] = json.loads(file.read_text("utf-8"))
-            version = data.pop("format")
-            if version == FORMAT:
+            version = int(data.pop("format"))
+            if version in SAME:
                 index = IndexSettings(**data.pop("index"))
                 return cls(**data, index=index)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{file} is damaged: {error}", remedy="Restore it from a backup.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(f"{file} is damaged: {error}", remedy=REMEDY) from error
         remedy = "Update foveal." if version > FORMAT else "Add the images to a new archive."
         raise BadInput(f"{file} has format {version}", expected=f"format {FORMAT}", remedy=remedy)

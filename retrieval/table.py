@@ -126,6 +126,11 @@ class Table:
         """Filterable columns -> "number", "text" or "time"; promoted metadata and the plain fields of a row."""
         return {f.name: kind(f.name, pa.types.is_string(f.type)) for f in self._dataset.schema if f.name not in HIDDEN}
 
+    @property
+    def names(self) -> list[str]:
+        """Every column."""
+        return list(self._dataset.schema.names)
+
     def schema(self, columns: Sequence[str]) -> Any:
         """The Arrow schema of the named columns."""
         return pa.schema([self._dataset.schema.field(name) for name in columns])

@@ -197,11 +197,14 @@ def backup(archive: Archive, destination: Path) -> int:
     """A copy of the archive that can be opened where it lies; returns its size in bytes.
 
     Raises:
-        BadInput: something is at `destination` already.
-        Unavailable: another process is writing.
+        BadInput: something is at `destination` already, it lies in the archive, or the archive may not be locked.
+        Unavailable: another process is writing, or indexing.
     """
     if destination.exists():
         raise BadInput(f"{destination} exists already", expected="a new folder")
-    with archive.still(), staged(destination, folder=True) as folder:
+    if destination.resolve().is_relative_to(archive.path.resolve()):
+        raise BadInput(f"{destination} lies in the archive", expected="a folder elsewhere")
+    denied = "Run it as a user who may write there, or copy the folder yourself while nobody writes to it."
+    with archive.still(denied=denied), staged(destination, folder=True) as folder:
         shutil.copytree(archive.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*lock"))
         return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,6 +8,7 @@ every row is indexed anew a few times in its life, however large the archive gro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from foveal.progress import Progress
 from retrieval.index import IndexSettings, fitting, leanest, needed_mb
 from retrieval.segments import APPROXIMATE_FROM, SegmentStore
 from retrieval.snapshot import Part, Snapshot
+from retrieval.turns import turn
 
 TAIL_SHARE = 0.1  # of the indexed rows that may wait to be indexed ...
 TAIL_MOST = 8192  # ... or this many, if that is less
@@ -39,8 +41,12 @@ class Upkeep:
     """Builds and merges the segments of one archive; one process at a time, without keeping anyone else waiting."""
 
     def __init__(self, folder: Path, store: SegmentStore, settings: IndexSettings) -> None:
-        self._store, self._settings = store, settings
-        self.lock = FileLock(folder / ".index-lock")  # taken before the lock of writers, by those who need both
+        self._folder, self._store, self._settings = folder, store, settings
+        self._lock = FileLock(folder / ".index-lock")  # taken before the lock of writers, by those who need both
+
+    def turn(self, seconds: float | None = None) -> AbstractContextManager[None]:
+        """Nobody else builds the index meanwhile; waits and raises as `turns.turn`."""
+        return turn(self._lock, f"building the index in {self._folder}", seconds)
 
     def needed(self, view: Snapshot) -> bool:
         """Whether `run` would do anything."""
@@ -51,7 +57,7 @@ class Upkeep:
         if not self.needed(view()):
             return
         try:
-            with self.lock.acquire(timeout=0):
+            with self._lock.acquire(timeout=0):
                 while (after := self._plan(current := view())) is not None:
                     progress.start("index", None)
                     try:
@@ -62,13 +68,13 @@ class Upkeep:
             return
 
     def rebuild(self, view: Callable[[], Snapshot]) -> None:
-        """One new segment of every row."""
-        with self.lock:
+        """One new segment of every row; Unavailable when another process is at it."""
+        with self.turn():
             self._build(view(), 0)
 
     def purge(self, view: Callable[[], Snapshot]) -> None:
-        """Builds anew every segment from the first that holds the vector of a row that is gone."""
-        with self.lock:
+        """Builds anew every segment from the first that holds the vector of a row that is gone; raises as `rebuild`."""
+        with self.turn():
             current = view()
             spoilt = [number for number, part in enumerate(current.parts) if len(part) < len(part.seqs)]
             if spoilt:

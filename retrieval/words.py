@@ -22,6 +22,8 @@ from filelock import FileLock, Timeout
 from foveal.detections import IntArray
 from retrieval.index import contained
 from retrieval.snapshot import Snapshot
+from retrieval.sqlite_files import damage
+from retrieval.turns import turn
 
 FORMAT = 1
 MAX_TERMS = 32
@@ -74,13 +76,31 @@ class Words:
             return f"keywords could not be indexed: {error}"
         return None
 
+    def damage(self, view: Snapshot) -> str | None:
+        """What is wrong with the file beside being older than `view`; see `sqlite_files.damage`, and raises as that."""
+        if not self.file.is_file():
+            return None
+        why = damage(self.file, "words")
+        if why is None:
+            with self._reading() as database:
+                version, _ = _state(database)
+                rows = database.execute("SELECT id FROM words_docsize ORDER BY id").fetchall()
+            if version > view.table.version:
+                why = "it is newer than the table"
+            elif version == view.table.version and [seq for (seq,) in rows] != view.seqs.tolist():
+                why = "it holds other rows than the table"
+        return None if why is None else f"keyword index {self.file} is damaged: {why}"
+
     def purge(self, view: Snapshot) -> None:
         """Builds the file anew of the rows of `view` alone: no text of a deleted image is left in it.
 
         FTS5 keeps deleted texts in its segments until they happen to be merged, so that deleting is not enough.
+
+        Raises:
+            Unavailable: another process is at it.
         """
         if self.file.is_file():
-            with self._lock:
+            with turn(self._lock, f"indexing keywords in {self.file}"):
                 self._build(view)
 
     def find(self, text: str, among: IntArray) -> Iterator[int]:

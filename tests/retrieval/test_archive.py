@@ -15,6 +15,7 @@ from PIL import Image
 
 from foveal.dataset import Dataset, Sample
 from foveal.errors import BadInput, FingerprintMismatch, IntegrityError, Unavailable
+from retrieval import turns
 from retrieval.archive import Archive
 from retrieval.index import IndexSettings
 from retrieval.query import SearchQuery
@@ -270,7 +271,7 @@ def test_a_missing_source_is_named(tmp_path: Path, source: str) -> None:
 
 def test_a_second_writer_is_told_to_wait(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Archive.open(archive.path)
-    other._lock.timeout = 0.05
+    monkeypatch.setattr(turns, "SECONDS", 0.05)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -406,7 +407,7 @@ def test_a_large_archive_is_tuned_stays_right_under_deletes_and_filters(tmp_path
 
 def test_archive_json_holds_what_is_promised(archive: Archive) -> None:
     data = json.loads((archive.path / "archive.json").read_text())
-    assert data["format"] == 2
+    assert data["format"] == 3
     assert data["encoder"] == "open_clip:./pixels"
     assert data["fingerprint"] == ENCODER.fingerprint
     assert data["dimension"] == 32

@@ -375,6 +375,30 @@ def test_unreadable_files_are_quarantined_until_they_can_be_read(uri: str, tmp_p
     assert [Path(path).name for path, _ in archive.quarantined()] == ["page.jpg"]
 
 
+def test_files_leave_the_quarantine_with_their_folder_or_their_image(uri: str, tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "mixed", tmp_path / "elsewhere"
+    good = write_images(folder, 3)
+    for file in (folder / "gone.png", folder / "kept.png", *write_images(elsewhere, 2)[:1]):
+        file.write_bytes(b"no image")
+    archive = create_archive(uri, ENCODER)
+    archive.add([folder, elsewhere], ENCODER)
+    good[0].write_bytes(b"no image any more")
+    archive.add(folder, ENCODER)
+    assert {Path(path).name for path, _ in archive.quarantined()} == {"gone.png", "kept.png", "0000.png"}
+    assert len(archive.quarantined()) == 4
+    (folder / "gone.png").unlink()
+    archive.add(folder, ENCODER)
+    assert len(archive.quarantined()) == 4
+    assert archive.add(folder, ENCODER, sync=True).removed == 0
+    assert {path for path, _ in archive.quarantined()} == {
+        str(file) for file in (folder / "kept.png", good[0], elsewhere / "0000.png")
+    }
+    assert archive.delete([identity(str(good[0]))]) == 1
+    left = {path for path, _ in archive.quarantined()}
+    assert left == {path for path, _ in open_archive(uri).quarantined()}
+    assert left == {str(folder / "kept.png"), str(elsewhere / "0000.png")}
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [(np.zeros((2, 32)), "length 0"), (np.full((2, 32), np.nan), "finite"), (np.ones((3, 32)), "do not fit")],

@@ -26,18 +26,23 @@ def test_an_archive_keeps_up_with_a_folder_and_catches_up_first(tmp_path: Path) 
     archive = Archive.create(tmp_path / "archive", ENCODER)
     archive.add(images[0].parent, ENCODER)
     images[0].unlink()  # while nobody followed
+    bad = images[0].with_name("bad.png")
+    bad.write_bytes(b"no image")
     stop = threading.Event()
     reports = follow(archive, images[0].parent, ENCODER, 0.05, stop, SilentProgress())
     first = next(reports)
     assert (first.added, first.unchanged, first.removed) == (0, 5, 1)
     late = images[0].with_name("late.png")
     images[1].rename(late)
+    assert [uri for uri, _ in archive.quarantined()] == [str(bad)]
+    bad.unlink()
     added = removed = 0
     for report in reports:
         added, removed = added + report.added, removed + report.removed
         if added and removed:
             stop.set()
     assert (added, removed) == (1, 1)
+    assert archive.quarantined() == []
     found = {hit.uri for hit in archive.search(SearchQuery(text="red", k=20), ENCODER)}
     assert found == {str(file) for file in (late, *images[2:])}
 
@@ -58,7 +63,7 @@ def another_writer(archive: Archive) -> Iterator[subprocess.Popen[str]]:
 
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Archive, list[Path]]:
     """An archive whose writers wait 50 ms for each other, and four images beside it."""
-    monkeypatch.setattr("retrieval.archive.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("retrieval.turns.SECONDS", 0.05)
     return Archive.create(tmp_path / "archive", ENCODER), write_images(tmp_path / "world" / "images", 4)
 
 

@@ -151,7 +151,7 @@ def test_feedback_moves_probabilities(tmp_path: Path) -> None:
     assert mean[1] < mean[0]
 
 
-def test_a_model_reads_back_and_a_damaged_one_is_ignored(archive: Archive, tmp_path: Path) -> None:
+def test_a_model_reads_back_and_a_damaged_one_is_refused(archive: Archive, tmp_path: Path) -> None:
     file = archive.folder / "relevance.json"
     model = Model.read(file)
     assert model is not None
@@ -159,9 +159,33 @@ def test_a_model_reads_back_and_a_damaged_one_is_ignored(archive: Archive, tmp_p
     again = Model.read(tmp_path / "relevance.json")
     assert again is not None
     assert (again.presence, again.hit, again.threshold) == (model.presence, model.hit, model.threshold)
-    for damage in ("", "{}", json.dumps({**json.loads(file.read_text()), "format": 99})):
+    record = json.loads(file.read_text())
+    for damage in ("", "{}", json.dumps({**record, "format": 99})):
         (tmp_path / "relevance.json").write_text(damage)
-        assert Model.read(tmp_path / "relevance.json") is None
+        with pytest.raises(IntegrityError, match=r"relevance\.json.*calibrate"):
+            Model.read(tmp_path / "relevance.json")
+    del record["checksum"]
+    (tmp_path / "relevance.json").write_text(json.dumps({**record, "format": 99}))
+    assert Model.read(tmp_path / "relevance.json") is None
+
+
+def test_a_damaged_model_is_told_and_not_used(tmp_path: Path) -> None:
+    archive = kept(tmp_path / "archive", THINGS)
+    calibrate(archive, ENCODER)
+    file = archive.folder / "relevance.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "scale": record["scale"] + 1}))
+    opened = Archive.open(archive.path)
+    query = SearchQuery(text="a large pan")
+    found = opened.search(query, ENCODER)
+    assert found[0].probability is None
+    assert any(str(file) in note and "calibrate" in note for note in found.notes)
+    assert [problem for problem in opened.check().problems if str(file) in problem]
+    calibrate(opened, ENCODER)
+    assert not [problem for problem in opened.check().problems if str(file) in problem]
+    assert not opened.search(query, ENCODER).notes
+    file.unlink()
+    assert not opened.search(query, ENCODER).notes
 
 
 def test_the_model_is_bound_to_its_encoder(archive: Archive, tmp_path: Path) -> None:

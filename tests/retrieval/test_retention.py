@@ -176,9 +176,12 @@ def test_files_of_an_add_that_was_killed_go_too(archive: Archive) -> None:
         (folder / name).write_bytes(b"a picture")
         (folder / f"{name}.json").write_text("{}")
     os.utime(folder / "old.png", (0, time.time() - 31 * DAY))
+    assert len(archive.add(folder, PixelEncoder()).quarantined) == 2
     assert retain(archive, Rule(DAYS, "width < 0")).files == 0
     assert retain(archive, Rule(DAYS)).files == 1
     assert sorted(path.name for path in folder.iterdir()) == ["young.png", "young.png.json"]
+    assert [uri for uri, _ in archive.quarantined()] == [str(folder / "young.png")]
+    assert b"old.png" not in (archive.path / "quarantine.jsonl").read_bytes()
 
 
 def test_an_archive_of_an_earlier_foveal_is_read_and_ages_from_what_is_known(archive: Archive, tmp_path: Path) -> None:

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from foveal.errors import FovealError
+from foveal.errors import FovealError, IntegrityError, Unavailable
 from retrieval.adding import AddReport
 from retrieval.archive import Archive
 from retrieval.checksums import HINT
+from retrieval.feedback import Feedback, Judgement
 from retrieval.index import RECIPES, IndexSettings, leanest, needed_mb
-from retrieval.ingest import Batch, identity
+from retrieval.ingest import Batch, embed, identity
 from retrieval.query import SearchQuery
 from retrieval.sources import Sources
 from retrieval.table import Row
@@ -143,17 +145,120 @@ def test_damage_to_any_file_of_the_index_is_repaired(
 
 
 @pytest.mark.parametrize("damage", [flip, halve])
-def test_damage_to_the_description_is_refused_and_to_checksums_noticed(
-    archive: Archive, damage: Callable[[Path], None]
-) -> None:
-    sums = archive.folder / "checksums.jsonl"
-    damage(sums)
-    report = Archive.open(archive.path).check()
-    assert report.ok or str(archive.folder) in report.problems[0]
+def test_damage_to_the_description_is_refused(archive: Archive, damage: Callable[[Path], None]) -> None:
     described = archive.path / "archive.json"
     damage(described)
-    with pytest.raises((FovealError, OSError), match=re.escape(str(archive.path))):
+    with pytest.raises(IntegrityError, match=re.escape(str(described))):
         Archive.open(archive.path).search(SearchQuery(text="red"), ENCODER)
+
+
+def test_no_bit_of_the_description_flips_unnoticed(archive: Archive) -> None:
+    described = archive.path / "archive.json"
+    data = described.read_bytes()
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        described.write_bytes(flipped)
+        with pytest.raises(FovealError):
+            Archive.open(archive.path)
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
+@pytest.mark.parametrize("name", ["checksums.jsonl", "archive.json", "../../quarantine.jsonl"])
+def test_damage_to_a_list_or_a_copy_is_told_and_repaired(
+    archive: Archive, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    for bad in ("a.png", "b.png", "c.png"):
+        (tmp_path / bad).write_bytes(b"no image")
+        archive.add(tmp_path / bad, ENCODER)
+    file = (archive.folder / name).resolve()
+    damage(file)
+    told = Archive.open(archive.path).check(repair=False)
+    assert not told.ok
+    assert any(str(file) in problem for problem in told.problems)
+    report = Archive.open(archive.path).check()
+    assert (report.ok, report.repaired) == (True, told.problems)
+    again = Archive.open(archive.path).check()
+    assert (again.ok, again.repaired) == (True, [])
+
+
+def test_a_damaged_keyword_index_is_told_and_built_anew(archive: Archive) -> None:
+    archive.search(SearchQuery(text="red", words="0003"), ENCODER)
+    file = archive.folder / "words.sqlite"
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"cam0", b"cbm0", 1), whole[: len(whole) // 2], b"no database" * 1000):
+        file.write_bytes(damaged)
+        told = Archive.open(archive.path).check(repair=False)
+        assert any(str(file) in problem for problem in told.problems)
+        report = Archive.open(archive.path).check()
+        assert (report.ok, report.repaired) == (True, told.problems)
+        assert Archive.open(archive.path).check().repaired == []
+
+
+def test_damaged_judgements_are_told_with_what_can_be_read(archive: Archive) -> None:
+    feedback = Feedback(archive.path / "feedback.sqlite")
+    feedback.add([Judgement("red" * 50, f"{i:020}", True) for i in range(300)])
+    data = bytearray(feedback.file.read_bytes())
+    assert len(data) > 10 * 4096
+    data[6 * 4096 : 7 * 4096] = bytes(4096)
+    feedback.file.write_bytes(data)
+    report = archive.check()
+    (problem,) = report.problems
+    assert problem.startswith(str(feedback.file))
+    found = re.search(r"(\d+) of its judgements can still be read", problem)
+    assert found is not None
+    assert 0 < int(found[1]) < 300
+    with pytest.raises(IntegrityError, match="backup"):
+        feedback.read()
+
+
+def test_files_of_an_earlier_foveal_have_no_checksum_and_are_taken(archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    archive.add(tmp_path / "bad.png", ENCODER)
+    for file in (archive.path / "archive.json", archive.folder / "archive.json"):
+        record = json.loads(file.read_text())
+        del record["checksum"]
+        file.write_text(json.dumps({**record, "format": 2}))
+    sums = archive.folder / "checksums.jsonl"
+    records = [json.loads(line) for line in sums.read_text().splitlines() if line]
+    sums.write_text("".join("\n" + json.dumps([record["file"], record["sha256"]]) for record in records))
+    held = archive.path / "quarantine.jsonl"
+    held.write_text("".join(json.dumps({"uri": uri, "reason": why}) + "\n" for uri, why in archive.quarantined()))
+    opened = Archive.open(archive.path)
+    assert opened.quarantined() == archive.quarantined()
+    opened.add(write_images(tmp_path / "more", 3), ENCODER)
+    report = opened.check()
+    assert (report.ok, report.repaired) == (True, [])
+
+
+def test_a_write_does_not_take_what_it_finds_for_right(archive: Archive, tmp_path: Path) -> None:
+    (archive.folder / "checksums.jsonl").write_text("")
+    old = {str(file) for file in (archive.folder / "table.lance" / "data").iterdir()}
+    opened = Archive.open(archive.path)
+    opened.add(write_images(tmp_path / "more", 3), ENCODER)
+    report = opened.check(repair=False)
+    assert not report.ok
+    assert "have no checksum" in report.problems[0]
+    (name,) = (file for file in old if Path(file).is_file())
+    data = bytearray(Path(name).read_bytes())
+    vectors = archive.table().vectors(archive.snapshot().rows[:1]).tobytes()
+    data[data.index(vectors) + 1] ^= 0x40
+    Path(name).write_bytes(data)
+    report = opened.check()
+    assert not report.ok
+    assert any("not finite or not of length 1" in problem for problem in report.problems)
+    assert any("have no checksum" in problem for problem in report.problems)
+
+
+def test_each_batch_has_its_checksums_when_the_next_begins(archive: Archive, tmp_path: Path) -> None:
+    def stopped(*given: Any) -> Generator[Batch]:
+        yield from embed(*given)
+        raise Unavailable("stopped here")
+
+    with pytest.raises(Unavailable, match="stopped here"):
+        archive.add(write_images(tmp_path / "more", 3), ENCODER, through=stopped)
+    report = archive.check(repair=False)
+    assert (report.ok, report.images) == (True, 15)
 
 
 def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
@@ -166,15 +271,22 @@ def test_compact_leaves_no_trace_of_what_was_deleted(tmp_path: Path) -> None:
     hits = archive.search(SearchQuery(image=images[3], k=12), ENCODER)
     found = archive.search(SearchQuery(text="red", words="0003", k=12), ENCODER)  # which indexes the texts too
     assert "0003" in found[[hit.uri for hit in found].index(str(images[3]))].keywords
-    archive.delete([hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")])
+    secret = images[7].rename(images[7].with_name("secretname.png"))
+    archive.add(secret, ENCODER)
+    secret.write_bytes(b"no image any more")
+    archive.add(secret, ENCODER)
+    chosen = [hit.id for hit in hits if hit.metadata["owner"] in ("person-0003-secret", "person-0007-secret")]
+    archive.delete([*chosen, identity(str(secret))])
 
     def traces(word: str) -> list[Path]:
         return [f for f in archive.path.rglob("*") if f.is_file() and word.encode() in f.read_bytes()]
 
     assert traces("person-0003-secret")
+    assert archive.path / "quarantine.jsonl" in traces("secretname")
     archive.compact()
     assert not traces("person-0003-secret")
     assert not traces("person-0007-secret")
+    assert not traces("secretname")
     assert traces("person-0004-secret")
     stale = Archive.open(archive.path)
     assert len(stale.search(SearchQuery(text="red", k=20), ENCODER)) == 10

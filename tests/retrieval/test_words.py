@@ -204,7 +204,7 @@ def test_add_import_and_check_index_every_word_whatever_the_vectors_need(
 
 
 def test_add_says_that_it_could_not_index_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.archive.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("retrieval.turns.SECONDS", 0.1)
     images = write_images(tmp_path / "world" / "images", 3)
     archive = Archive.create(tmp_path / "archive", ENCODER)
     with FileLock(archive.folder / ".words.sqlite-lock"):

@@ -167,7 +167,7 @@ def test_a_job_that_waits_for_another_writer_can_be_cancelled(
     tmp_path: Path, web_server: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_runner, "HELD", 0.05)
-    monkeypatch.setattr("retrieval.archive.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("retrieval.turns.SECONDS", 0.05)
     store = Archive.create(tmp_path / "depot", ColourEncoder())
     with TestClient(made(store)) as client:
         with FileLock(store.path / ".lock"):
