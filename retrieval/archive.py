@@ -43,6 +43,7 @@ from retrieval.sources import Source, Sources
 from retrieval.table import Row, Table, Value
 from retrieval.turns import Denied, explained, turn
 from retrieval.upkeep import Upkeep, excess
+from retrieval.words import LEFT
 
 NO_REPAIR = "Run it with --no-repair, which only looks, or as a user who may write there."
 
@@ -202,12 +203,12 @@ class Archive(Reader):
         return notes
 
     def index(self, progress: Progress | None = None) -> list[str]:
-        """Indexes vectors that are not indexed yet where that is worth it, and all words; others read and write on.
+        """Indexes vectors that are not indexed yet where that is worth it, and words; others read and write on.
 
         Returns notes on what could not be done.
         """
         self._upkeep.run(self.snapshot, progress or SilentProgress())
-        told = (excess(self.snapshot(), self.settings.index.memory_mb), self._index_words())
+        told = (excess(self.snapshot(), self.settings.index.memory_mb), self._index_words(LEFT))
         return [note for note in told if note is not None]
 
     def delete(self, ids: Sequence[str]) -> int:
@@ -333,9 +334,9 @@ class Archive(Reader):
 
     # Inside.
 
-    def _index_words(self) -> str | None:
-        """Brings the keyword index up to date, however much that is; what it still lacks."""
-        return self._searcher.words.update(self.snapshot(), wait=turns.SECONDS)
+    def _index_words(self, least: int = 1) -> str | None:
+        """Brings the keyword index up to date from `least` rows on; what it still lacks."""
+        return self._searcher.words.update(self.snapshot(), wait=turns.SECONDS, least=least)
 
     def _index_beside(self, failures: list[str]) -> None:
         """Indexes what an `add` under way has committed; it goes on whatever happens, and tries again in the end."""

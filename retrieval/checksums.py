@@ -17,6 +17,8 @@ from foveal.artifacts import file_hash, write_text
 from retrieval import json_files
 
 FILE = "checksums.jsonl"
+LINE_BYTES = 150  # of one sum, at least
+MANY, FEW = 3, 100  # times as many lines as files, and lines besides, before gone files are forgotten
 HINT = "latest_version_hint.json"  # the one file Lance writes again, and does without
 
 
@@ -44,10 +46,12 @@ class Checksums:
                 os.fsync(stream.fileno())
 
     def tidy(self) -> None:
-        """Forgets the files that are gone once they outnumber the rest."""
-        known, damaged = self._read()
+        """Forgets the files that are gone once there are several times as many lines as files."""
         present = self._present()
-        if len(known.keys() - present) > len(present) and not damaged:
+        if not self.path.is_file() or self.path.stat().st_size < LINE_BYTES * (MANY * len(present) + FEW):
+            return
+        known, damaged = self._read()
+        if not damaged:
             self._write(known, present)
 
     def mend(self, names: Collection[str]) -> None:
@@ -74,12 +78,18 @@ class Checksums:
         write_text(self.path, _lines({name: known[name] for name in sorted(known.keys() & set(present))}))
 
     def _present(self) -> set[str]:
-        return {
-            os.path.relpath(os.path.join(root, name), self.table)
-            for root, _, files in os.walk(self.table)
-            for name in files
-            if name != HINT
-        }
+        """Names relative to the table; asked for with every commit, and there may be thousands."""
+        found: set[str] = set()
+        folders = [""] if self.table.is_dir() else []
+        while folders:
+            folder = folders.pop()
+            with os.scandir(self.table / folder) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(f"{folder}{entry.name}/")
+                    elif entry.name != HINT:
+                        found.add(f"{folder}{entry.name}")
+        return found
 
     def _read(self) -> tuple[dict[str, str], list[int]]:
         """File -> sum, and the numbers, from 1, of the lines that are damaged."""

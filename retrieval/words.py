@@ -29,6 +29,7 @@ FORMAT = 1
 MAX_TERMS = 32
 PIECE = 8192  # rows read and written at a time
 CATCH_UP = 20_000  # rows a search may index before it answers; more is for `update`
+LEFT = 1000  # rows that `add` leaves to the next search: a commit here takes as long as that of a small `add`
 WAIT = 0.25  # seconds that a search waits for another process
 MAX_INDEXED = 20_000  # characters of one image
 _TERM = re.compile(r'"([^"]+)"|(\S+)')
@@ -47,15 +48,16 @@ class Words:
         self.file = file
         self._lock = FileLock(file.with_name(f".{file.name}-lock"))
 
-    def update(self, view: Snapshot, most: int | None = None, wait: float = -1) -> str | None:
+    def update(self, view: Snapshot, most: int | None = None, wait: float = -1, least: int = 1) -> str | None:
         """Brings the index up to date; returns what it still lacks and why, None when nothing.
 
         Args:
+            least: leave it to a search when fewer rows than this are to be indexed.
             most: leave it when more rows than this are to be indexed.
             wait: seconds to wait for another process that is at it; -1 for as long as it takes.
         """
         try:
-            if self._behind(view) == 0:
+            if self._behind(view) < max(least, 1):
                 return None
             with self._lock.acquire(timeout=wait):
                 behind = self._behind(view)

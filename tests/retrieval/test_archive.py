@@ -201,6 +201,7 @@ def test_another_encoder_is_refused_for_adding_and_searching(archive: Archive, i
     assert Archive.open(archive.path).encoder == "open_clip:./pixels"
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_unreadable_files_are_quarantined_and_the_rest_added(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     good = write_images(folder, 3)

@@ -171,7 +171,6 @@ def test_a_locked_database_costs_the_words_only(archive: Archive) -> None:
 
 
 def test_what_could_not_be_searched_is_not_called_nothing(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    (archive.folder / "words.sqlite").unlink()
     monkeypatch.setattr("retrieval.search.CATCH_UP", 2)
     results = archive.search(SearchQuery(words="valve"), ENCODER)
     assert not results
@@ -185,6 +184,7 @@ def test_add_import_and_check_index_every_word_whatever_the_vectors_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("retrieval.search.CATCH_UP", 2)  # a search does not catch up with more
+    monkeypatch.setattr("retrieval.archive.LEFT", 3)
     first = write_images(tmp_path / "first" / "images", 8)
     archive = Archive.create(tmp_path / "archive", ENCODER)
     archive.add(first[0].parent, ENCODER)
@@ -205,6 +205,7 @@ def test_add_import_and_check_index_every_word_whatever_the_vectors_need(
 
 def test_add_says_that_it_could_not_index_the_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.turns.SECONDS", 0.1)
+    monkeypatch.setattr("retrieval.archive.LEFT", 1)
     images = write_images(tmp_path / "world" / "images", 3)
     archive = Archive.create(tmp_path / "archive", ENCODER)
     with FileLock(archive.folder / ".words.sqlite-lock"):
