@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from foveal.options import DEFAULT_ENCODER, ArchiveUri, live_progress
+from foveal.options import DEFAULT_ENCODER, ArchiveDir, ArchiveUri, live_progress
 from foveal.printing import Json, emit, emit_rows
 
-ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
 Allow = Annotated[
     list[str] | None, typer.Option("--allow-host", metavar="HOST", help="Host that may be fetched from; repeatable.")
 ]

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveal.archive_care_cli import Allow, ArchiveDir
+from foveal.archive_care_cli import Allow
 from foveal.archive_care_cli import add_to as add_care
 from foveal.curate_cli import add_to as add_curation
 from foveal.options import (
     DEFAULT_ENCODER,
+    ArchiveDir,
     ArchiveUri,
     BlurPrompts,
     BlurRef,

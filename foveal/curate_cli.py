@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from foveal.options import live_progress, read_lines
+from foveal.options import ArchiveDir, live_progress, read_lines
 from foveal.printing import Json, emit, emit_rows
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 ROWS = 50  # shown to people; programs get all
 
-ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
 Filter = Annotated[str | None, typer.Option("--filter", metavar="EXPR", help="Only the images that this keeps.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with pictures.")]
 By = Literal["bytes", "hash", "vectors", "either", "both"]

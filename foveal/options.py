@@ -28,6 +28,7 @@ EncoderRuntime = Annotated[
 DeviceName = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps; the best there by default.")
 ]
+ArchiveDir = Annotated[Path, typer.Option("--archive", metavar="DIR", help="The archive.")]
 ArchiveUri = Annotated[str, typer.Option("--archive", metavar="DIR|URI", help="The archive, or milvus://HOST/NAME.")]
 OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write.")]
 BlurRef = Annotated[
