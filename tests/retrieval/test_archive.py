@@ -250,7 +250,7 @@ def test_values_that_do_not_fit_their_column_are_noted(tmp_path: Path) -> None:
 def test_times_of_every_source_are_compared_as_times(tmp_path: Path) -> None:
     times = [datetime(2026, 11, 2, 10, 30), datetime(2026, 11, 2, 12, 30)]
     pictures = [path.read_bytes() for path in write_images(tmp_path / "images", 2)]
-    csv = "file_name,captured_at\n0000.png,2026-11-02 10:30\n0001.png,2026-11-02T12:30:00Z\n"
+    csv = "file_name,captured_at\n0000.png,2026-11-02 10:30\n0001.png,2026-11-02 12:30\n"
     (tmp_path / "metadata.csv").write_text(csv)
     pq.write_table(pa.table({"image": pictures, "captured_at": times}), tmp_path / "rows.parquet")
     features = datasets.Features({"image": datasets.Image(), "captured_at": datasets.Value("timestamp[us]")})

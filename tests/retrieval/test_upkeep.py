@@ -309,6 +309,23 @@ def streamed(archive: Archive, batches: list[int], seed: int = 0) -> AddReport:
     return archive.add(Sources([]), ENCODER, through=through)
 
 
+def test_a_kind_fits_beside_the_segments_that_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.segments.APPROXIMATE_FROM", 500)
+    monkeypatch.setattr("retrieval.upkeep.APPROXIMATE_FROM", 500)
+    monkeypatch.setattr("retrieval.tuning.TUNE_QUERIES", 16)
+    monkeypatch.setattr("retrieval.index.RECIPES", {name: RECIPES[name] for name in ("IVF-SQ8", "IVF-RaBitQ")})
+    allowed = needed_mb("IVF-SQ8", 8100, 32)
+    settings = IndexSettings(flat_below=1500, recall_target=0.9, memory_mb=allowed)
+    archive = Archive.create(tmp_path / "archive", ENCODER, index=settings)
+    streamed(archive, [8000])
+    assert [segment["index"].split(",")[1] for segment in archive.stats()["segments"]] == ["SQ8"]
+    streamed(archive, [1100], seed=1)  # RaBitQ of these alone fits into what is allowed, not into what is left of it
+    stats = archive.stats()
+    assert {segment["index"].split(",")[1] for segment in stats["segments"]} == {"RaBitQfs"}
+    assert 0 < stats["codes_mb"] <= allowed
+    assert stats["tail"] == 0
+
+
 def test_memory_is_a_budget_of_all_segments_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("retrieval.segments.APPROXIMATE_FROM", 500)
     monkeypatch.setattr("retrieval.upkeep.APPROXIMATE_FROM", 500)
